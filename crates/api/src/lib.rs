@@ -1,0 +1,34 @@
+//! The gRPC contract: messages, clients and servers generated from `proto/`. No logic.
+#![expect(missing_docs, reason = "the protos are documented, not the generated code")]
+#![expect(clippy::doc_markdown, clippy::doc_lazy_continuation, reason = "generated from the protos' comments")]
+
+/// What several services share.
+pub mod common {
+    pub mod v1 {
+        tonic::include_proto!("waybill.common.v1");
+    }
+}
+
+/// The write path.
+pub mod ingestion {
+    pub mod v1 {
+        tonic::include_proto!("waybill.ingestion.v1");
+    }
+}
+
+/// Embedding and search.
+pub mod embedding {
+    pub mod v1 {
+        tonic::include_proto!("waybill.embedding.v1");
+    }
+}
+
+/// The outbox relay, for operators.
+pub mod relay {
+    pub mod v1 {
+        tonic::include_proto!("waybill.relay.v1");
+    }
+}
+
+/// The encoded `FileDescriptorSet` of every proto, for server reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("waybill");

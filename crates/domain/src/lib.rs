@@ -1,0 +1,18 @@
+//! What every part of Waybill agrees on: ids, names, states, error classes, retry
+//! schedules and the clock. No IO.
+
+mod clock;
+mod error;
+mod id;
+mod name;
+mod retry;
+mod state;
+mod text;
+
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use error::ErrorClass;
+pub use id::{ChunkId, ProjectId, RelayId, SourceId};
+pub use name::{InvalidName, Kind, LANES, Lane, MediaType, ProjectName, SinkName};
+pub use retry::Backoff;
+pub use state::{PutOutcome, SourceState, UnknownState};
+pub use text::{ContentHash, TextHash, embedding_text};
