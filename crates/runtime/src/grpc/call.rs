@@ -1,0 +1,230 @@
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http::{HeaderMap, Request, Response};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+use tracing::{Instrument, Span};
+
+use super::body::CallBody;
+use super::decode;
+use crate::shutdown::{millis, panic_text};
+use crate::status;
+use crate::trace::{self, REQUEST_ID, RequestId};
+
+/// Streams that only ever watch the server: they would hold a graceful stop up to its deadline.
+const WATCHES: [&str; 3] = [
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
+/// What ends calls from outside.
+#[derive(Debug, Clone)]
+pub(super) struct Stops {
+    /// Ends every call.
+    pub(super) hard: CancellationToken,
+    /// Ends the calls of [`WATCHES`].
+    pub(super) watches: CancellationToken,
+}
+
+/// Gives each call its request id, span and log line, answers for a handler that panics,
+/// rewrites tonic's own decode errors, and ends calls at the hard stage.
+#[derive(Debug, Clone)]
+pub(super) struct CallLayer {
+    stops: Stops,
+    limit_key: Option<&'static str>,
+}
+
+impl CallLayer {
+    pub(super) fn new(stops: Stops, limit_key: Option<&'static str>) -> Self {
+        Self { stops, limit_key }
+    }
+}
+
+impl<S> Layer<S> for CallLayer {
+    type Service = CallService<S>;
+
+    fn layer(&self, inner: S) -> CallService<S> {
+        CallService {
+            inner,
+            options: self.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct CallService<S> {
+    inner: S,
+    options: CallLayer,
+}
+
+impl<S> Service<Request<Body>> for CallService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        // The clone isn't ready, the one that was polled is: call that one.
+        let next = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, next);
+
+        let call = Call::begin(&request, self.options.limit_key);
+        let stop = if WATCHES.contains(&call.method.as_ref()) {
+            self.options.stops.watches.clone()
+        } else {
+            self.options.stops.hard.clone()
+        };
+        request.extensions_mut().insert(call.id.clone());
+        Box::pin(async move {
+            let handled = AssertUnwindSafe(async move { inner.call(request).await })
+                .catch_unwind()
+                .instrument(call.span.clone());
+            let response = match stop.run_until_cancelled(handled).await {
+                Some(Ok(response)) => response?,
+                Some(Err(panic)) => call.panicked(&*panic).into_http(),
+                None => stopped().into_http(),
+            };
+            Ok(call.answer(response, stop))
+        })
+    }
+}
+
+/// The status of a call that the server's stop has cut short.
+pub(super) fn stopped() -> Status {
+    status::unavailable(
+        "SHUTTING_DOWN",
+        "the server is stopping, call again to reach another or its successor",
+        None,
+    )
+}
+
+/// One call, from its headers to its status.
+pub(super) struct Call {
+    method: Arc<str>,
+    id: RequestId,
+    span: Span,
+    started: Instant,
+    limit_key: Option<&'static str>,
+    logged: bool,
+}
+
+impl Call {
+    fn begin(request: &Request<Body>, limit_key: Option<&'static str>) -> Self {
+        let method: Arc<str> = request.uri().path().into();
+        let id = RequestId::of(request.headers());
+        let span = tracing::info_span!(
+            "grpc",
+            otel.name = method.trim_start_matches('/'),
+            otel.kind = "server",
+            rpc.system = "grpc",
+            request_id = %id,
+        );
+        trace::adopt(&span, request.headers(), &id);
+        Self {
+            method,
+            id,
+            span,
+            started: Instant::now(),
+            limit_key,
+            logged: false,
+        }
+    }
+
+    pub(super) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// Finishes a response whose status is in its headers, or watches over the rest of it.
+    fn answer(mut self, response: Response<Body>, stop: CancellationToken) -> Response<Body> {
+        let (mut parts, body) = response.into_parts();
+        if let Some(id) = self.id.header() {
+            parts.headers.insert(REQUEST_ID, id);
+        }
+        if parts.headers.contains_key(Status::GRPC_STATUS) {
+            self.settle(&mut parts.headers);
+            return Response::from_parts(parts, body);
+        }
+        Response::from_parts(parts, Body::new(CallBody::new(body, self, stop)))
+    }
+
+    /// Logs a panic and returns what the caller gets to see of it.
+    pub(super) fn panicked(&self, panic: &(dyn std::any::Any + Send)) -> Status {
+        let _in_span = self.span.enter();
+        tracing::error!(method = %self.method, panic = panic_text(panic), "handler panicked");
+        status::with_reason(
+            Code::Internal,
+            "INTERNAL",
+            "internal error, the server's log has it under this request id",
+        )
+    }
+
+    /// Reads the status in `headers` (or trailers), replaces it where tonic's own is
+    /// misleading, and logs the call.
+    pub(super) fn settle(&mut self, headers: &mut HeaderMap) {
+        let Some(mut status) = Status::from_header_map(headers) else {
+            return self.log(Code::Unknown, "");
+        };
+        if let Some(better) = self.better(&status) {
+            // `add_header` fails only on bytes that no header can hold, and percent-encodes those.
+            if better.add_header(headers).is_ok() {
+                status = better;
+            }
+        }
+        self.log(status.code(), status.message());
+    }
+
+    /// Returns what to say in place of a status that tonic made and that helps nobody.
+    fn better(&self, status: &Status) -> Option<Status> {
+        if status.code() == Code::Unimplemented && status.message().is_empty() {
+            let message = format!(
+                "this server has no method {}, reflection lists those it has",
+                self.method
+            );
+            return Some(status::with_reason(
+                Code::Unimplemented,
+                "UNKNOWN_METHOD",
+                message,
+            ));
+        }
+        decode::rewrite(status, self.limit_key)
+    }
+
+    pub(super) fn log(&mut self, code: Code, message: &str) {
+        if std::mem::replace(&mut self.logged, true) {
+            return;
+        }
+        let _in_span = self.span.enter();
+        let elapsed_ms = millis(self.started.elapsed());
+        match code {
+            Code::Internal | Code::Unknown | Code::DataLoss => {
+                tracing::warn!(method = %self.method, ?code, status = message, elapsed_ms, "call failed");
+            }
+            _ => {
+                tracing::debug!(method = %self.method, ?code, status = message, elapsed_ms, "call done")
+            }
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        // Dropped before any status: the caller went away or its deadline passed.
+        self.log(Code::Cancelled, "dropped before it was answered");
+    }
+}

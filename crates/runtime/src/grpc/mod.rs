@@ -1,0 +1,13 @@
+//! The gRPC server and client that every service shares.
+
+mod body;
+mod call;
+mod client;
+mod connection;
+pub(crate) mod decode;
+mod health;
+mod server;
+
+pub use client::channel;
+pub use health::Health;
+pub use server::{GrpcOptions, serve};

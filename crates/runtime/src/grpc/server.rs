@@ -1,0 +1,132 @@
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::Server;
+
+use super::call::{CallLayer, Stops};
+use super::connection::incoming;
+use super::health::Health;
+use crate::shutdown::Shutdown;
+
+/// How often a quiet connection is asked whether its peer is still there, and how long the
+/// answer may take: a caller's machine that vanished is noticed within 40 seconds.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Open calls on one connection; a caller that opens more waits. RFC 9113 asks for at least 100.
+const MAX_CONCURRENT_STREAMS: u32 = 256;
+
+/// Calls of one connection that may be inside handlers before their first answer byte, so
+/// that one busy caller can't take every database connection.
+const CONCURRENCY_PER_CONNECTION: usize = 64;
+
+/// How long, after the hard stage, the last statuses may take to reach their callers before
+/// the connections are cut.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// What a gRPC server says about itself.
+#[derive(Debug, Clone)]
+pub struct GrpcOptions {
+    /// The full names of its services ("waybill.ingestion.v1.IngestionService"), for health.
+    pub services: &'static [&'static str],
+    /// The encoded `FileDescriptorSet` of those services, for reflection.
+    pub descriptor_set: &'static [u8],
+    /// The configuration key of the message size limit, named when a message is over it.
+    pub limit_key: Option<&'static str>,
+    health: Health,
+}
+
+impl GrpcOptions {
+    /// Makes options for `services`, described by `descriptor_set`.
+    #[must_use]
+    pub fn new(services: &'static [&'static str], descriptor_set: &'static [u8]) -> Self {
+        Self {
+            services,
+            descriptor_set,
+            limit_key: None,
+            health: Health::new(services),
+        }
+    }
+
+    /// Names the configuration key of the message size limit ("ingestion.max_message_bytes").
+    #[must_use]
+    pub fn with_limit_key(mut self, key: &'static str) -> Self {
+        self.limit_key = Some(key);
+        self
+    }
+
+    /// Returns the handle by which a service says that it can't take calls for now.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+}
+
+/// Serves `routes` on `listener`, with reflection, health, request ids and traces, until
+/// `shutdown`: at soft it stops accepting and finishes what is in flight, at hard it answers
+/// the rest UNAVAILABLE and cuts the connections.
+///
+/// A handler whose stream has no end of its own should end it at [`Shutdown::soft`], or it
+/// holds the stop up to the deadline.
+///
+/// # Errors
+/// When `descriptor_set` is not a descriptor set.
+pub async fn serve(
+    listener: TcpListener,
+    routes: Routes,
+    opts: GrpcOptions,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(opts.descriptor_set)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let routes = routes
+        .add_service(reflection().build_v1().context("read the descriptor set")?)
+        .add_service(
+            reflection()
+                .build_v1alpha()
+                .context("read the descriptor set")?,
+        )
+        .add_service(opts.health.server());
+
+    opts.health.start().await;
+    let stops = Stops {
+        hard: shutdown.hard(),
+        watches: CancellationToken::new(),
+    };
+    let cut = CancellationToken::new();
+    let soft = shutdown.soft();
+    let stopping = async {
+        soft.cancelled().await;
+        // In this order: who watches health hears NOT_SERVING before the stream ends.
+        opts.health.stop().await;
+        stops.watches.cancel();
+    };
+    let serving = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .concurrency_limit_per_connection(CONCURRENCY_PER_CONNECTION)
+        .layer(CallLayer::new(stops.clone(), opts.limit_key))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming(listener, cut.clone()), stopping);
+
+    let last_words = async {
+        stops.hard.cancelled().await;
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    tokio::pin!(serving);
+    let served = tokio::select! {
+        served = &mut serving => served,
+        () = last_words => {
+            cut.cancel();
+            serving.await
+        }
+    };
+    served.context("serve gRPC")
+}

@@ -1,0 +1,144 @@
+//! Request ids and W3C trace context: into the span of a call, and out to the next process.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::Context;
+use opentelemetry::propagation::{Extractor, Injector};
+use tonic::metadata::{MetadataKey, MetadataMap};
+use tonic::service::Interceptor;
+use tonic::{Request, Status};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use uuid::Uuid;
+
+/// The metadata key of a request id, in requests and answers.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Long enough for a UUID or a trace id with a prefix, short enough for a log line.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// Names one call in logs and answers, across services. In the extensions of every request
+/// that `grpc::serve` hands to a handler.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RequestId(Arc<str>);
+
+impl RequestId {
+    /// Makes a new id; ids sort by time.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7().to_string().into())
+    }
+
+    /// Takes an id from outside if it is safe to log and to send back: 1 to 128 characters
+    /// of `A-Z a-z 0-9 . _ : -`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let sane = !text.is_empty()
+            && text.len() <= MAX_REQUEST_ID_BYTES
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'));
+        sane.then(|| Self(text.into()))
+    }
+
+    /// Returns the id of the call that the current span belongs to, if there is one.
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        Span::current().context().get::<Self>().cloned()
+    }
+
+    /// Returns the id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        headers
+            .get(REQUEST_ID)
+            .and_then(|value| value.to_str().ok())
+            .and_then(Self::parse)
+            .unwrap_or_else(Self::generate)
+    }
+
+    pub(crate) fn header(&self) -> Option<HeaderValue> {
+        HeaderValue::from_str(&self.0).ok()
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Makes `span` a child of the trace that `headers` carry and the holder of `id`.
+pub(crate) fn adopt(span: &Span, headers: &HeaderMap, id: &RequestId) {
+    let remote = opentelemetry::global::get_text_map_propagator(|propagator| {
+        propagator.extract_with_context(&Context::new(), &Headers(headers))
+    });
+    // Without telemetry::init there is no trace to join, as in most tests: nothing is lost.
+    let _ = span.set_parent(remote.with_value(id.clone()));
+}
+
+/// Returns the headers that continue the current span's trace elsewhere: `traceparent`,
+/// `tracestate` and `x-request-id`, as far as there are any. Empty without `telemetry::init`.
+#[must_use]
+pub fn headers() -> Vec<(String, String)> {
+    let mut carrier = Pairs(Vec::new());
+    let context = Span::current().context();
+    opentelemetry::global::get_text_map_propagator(|propagator| {
+        propagator.inject_context(&context, &mut carrier)
+    });
+    if let Some(id) = context.get::<RequestId>() {
+        carrier
+            .0
+            .push((REQUEST_ID.as_str().to_owned(), id.to_string()));
+    }
+    carrier.0.retain(|(_, value)| !value.is_empty());
+    carrier.0
+}
+
+/// Sends the current span's trace context and request id with each call of a client:
+/// `SearchServiceClient::with_interceptor(channel, Propagate)`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Propagate;
+
+impl Interceptor for Propagate {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let metadata: &mut MetadataMap = request.metadata_mut();
+        for (name, value) in headers() {
+            // Set by hand for this call: that is more specific than where we happen to run.
+            if metadata.contains_key(name.as_str()) {
+                continue;
+            }
+            if let (Ok(name), Ok(value)) = (MetadataKey::from_bytes(name.as_bytes()), value.parse())
+            {
+                metadata.insert(name, value);
+            }
+        }
+        Ok(request)
+    }
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|value| value.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(HeaderName::as_str).collect()
+    }
+}
+
+struct Pairs(Vec<(String, String)>);
+
+impl Injector for Pairs {
+    fn set(&mut self, key: &str, value: String) {
+        self.0.push((key.to_owned(), value));
+    }
+}
