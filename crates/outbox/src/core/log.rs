@@ -1,0 +1,441 @@
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    time::Duration,
+};
+
+use roaring::RoaringTreemap;
+use waybill_domain::Lane;
+use waybill_storage::{
+    lease::{LaneLease, TakenLane},
+    outbox::{Fence, OutboxRow, Snapshot},
+    settle::CursorMove,
+};
+
+use super::{
+    Key,
+    reader::{Plan, PlanKind, Reader},
+};
+
+/// How much of the log is held in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Rows read and not settled, after which reading waits.
+    pub outstanding_rows: usize,
+}
+
+/// Names one delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(u64);
+
+/// Keys to be delivered together. Their current state must be read after this was made.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Hand it back with the outcome.
+    pub ticket: Ticket,
+    /// The keys, each once.
+    pub keys: Vec<Key>,
+    /// The lanes of the keys, as they are held now.
+    pub leases: Vec<LaneLease>,
+}
+
+/// One sink's side of the protocol: the lanes that are held and what is known of their rows.
+///
+/// It upholds: a key is in one delivery at a time; a delivery covers only rows that were read
+/// before it began; a lane is closed only up to where everything is settled and verified.
+#[derive(Debug)]
+pub struct Log {
+    limits: Limits,
+    lanes: BTreeMap<Lane, LaneLog>,
+    reader: Reader,
+    keys: HashMap<Key, KeyState>,
+    /// Keys in a delivery that has not ended, also of lanes that were lost since.
+    busy: HashMap<Key, Ticket>,
+    ready: VecDeque<Key>,
+    delayed: BTreeSet<(Duration, Key)>,
+    outstanding: usize,
+    next_ticket: u64,
+}
+
+#[derive(Debug)]
+struct LaneLog {
+    epoch: i64,
+    /// Nothing unread is at or below it.
+    verified: i64,
+    /// Rows read above `verified`.
+    seen: RoaringTreemap,
+    unsettled: BTreeSet<i64>,
+    /// The cursor as it was last written.
+    written: i64,
+}
+
+impl LaneLog {
+    fn closed(&self) -> i64 {
+        self.unsettled
+            .first()
+            .map_or(self.verified, |first| self.verified.min(first - 1))
+    }
+}
+
+#[derive(Debug, Default)]
+struct KeyState {
+    /// Rows that the next delivery covers.
+    waiting: Vec<i64>,
+    /// Rows that the current delivery covers.
+    flying: Option<(Ticket, Vec<i64>)>,
+    attempts: u32,
+    delayed_until: Option<Duration>,
+    queued: bool,
+}
+
+impl Log {
+    /// Makes a log that holds no lane.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            lanes: BTreeMap::new(),
+            reader: Reader::default(),
+            keys: HashMap::new(),
+            busy: HashMap::new(),
+            ready: VecDeque::new(),
+            delayed: BTreeSet::new(),
+            outstanding: 0,
+            next_ticket: 0,
+        }
+    }
+
+    /// Begins with lanes that were just taken, where their last owner left them.
+    pub fn take_lanes(&mut self, taken: &[TakenLane]) {
+        for lane in taken {
+            self.drop_lane(lane.lease.lane);
+            self.lanes.insert(
+                lane.lease.lane,
+                LaneLog {
+                    epoch: lane.lease.epoch,
+                    verified: lane.closed_seq,
+                    seen: RoaringTreemap::new(),
+                    unsettled: BTreeSet::new(),
+                    written: lane.closed_seq,
+                },
+            );
+        }
+        // Lanes held before are read again from the lowest point; what they have seen they skip.
+        if let Some(lowest) = self.lanes.values().map(|lane| lane.verified).min() {
+            self.reader.restart(lowest);
+        }
+    }
+
+    /// Forgets a lane. Deliveries of its keys that are under way settle nothing, and until
+    /// they end their keys are not delivered again.
+    pub fn drop_lane(&mut self, lane: Lane) {
+        if self.lanes.remove(&lane).is_none() {
+            return;
+        }
+        let outstanding = &mut self.outstanding;
+        let delayed = &mut self.delayed;
+        self.keys.retain(|key, state| {
+            if key.lane() != lane {
+                return true;
+            }
+            *outstanding -=
+                state.waiting.len() + state.flying.as_ref().map_or(0, |(_, seqs)| seqs.len());
+            if let Some(until) = state.delayed_until {
+                delayed.remove(&(until, *key));
+            }
+            false
+        });
+        self.ready.retain(|key| key.lane() != lane);
+    }
+
+    /// Lists the lanes that are held.
+    pub fn leases(&self) -> impl Iterator<Item = LaneLease> {
+        self.lanes.iter().map(|(&lane, log)| LaneLease {
+            lane,
+            epoch: log.epoch,
+        })
+    }
+
+    /// Says whether the log has rows that were never looked for, up to `last_seq`: take a
+    /// fence and call [`Self::begin_pass`].
+    #[must_use]
+    pub fn wants_pass(&self, last_seq: i64) -> bool {
+        !self.lanes.is_empty() && self.reader.wants_pass(last_seq)
+    }
+
+    /// Begins to read up to the fence.
+    pub fn begin_pass(&mut self, fence: &Fence) {
+        self.reader.begin_pass(fence);
+    }
+
+    /// Takes note of which transactions have ended: their rows are looked for.
+    pub fn observe(&mut self, snapshot: &Snapshot) {
+        self.reader.observe(snapshot);
+    }
+
+    /// Says whether there are writers that may still commit rows behind what was read.
+    #[must_use]
+    pub fn is_waiting_for_writers(&self) -> bool {
+        self.reader.is_waiting()
+    }
+
+    /// Returns what to read now, unless there is nothing or enough is held in memory.
+    pub fn plan_read(&mut self) -> Option<Plan> {
+        if self.lanes.is_empty() || self.outstanding >= self.limits.outstanding_rows {
+            return None;
+        }
+        let (after, upto, recheck) = self.reader.next()?;
+        let kind = if recheck {
+            PlanKind::Recheck {
+                seen: self.seen_between(after, upto),
+            }
+        } else {
+            PlanKind::Pass
+        };
+        Some(Plan {
+            kind,
+            after,
+            upto,
+            lanes: self.lanes.keys().copied().collect(),
+            generation: self.reader.generation,
+        })
+    }
+
+    fn seen_between(&self, after: i64, upto: i64) -> Option<u64> {
+        let below = |seen: &RoaringTreemap, seq: i64| seen.rank(seq.unsigned_abs());
+        self.lanes
+            .values()
+            .map(|lane| {
+                (lane.verified <= after).then(|| below(&lane.seen, upto) - below(&lane.seen, after))
+            })
+            .sum()
+    }
+
+    /// Takes the rows that a plan asked for: all there are in (`plan.after`, `read_upto`].
+    pub fn absorb(&mut self, plan: &Plan, rows: &[OutboxRow], read_upto: i64) {
+        if plan.generation != self.reader.generation {
+            return;
+        }
+        for row in rows {
+            let key = Key {
+                kind: row.kind,
+                id: row.key,
+            };
+            let Some(lane) = self.lanes.get_mut(&key.lane()) else {
+                continue;
+            };
+            if row.seq <= lane.verified || !lane.seen.insert(row.seq.unsigned_abs()) {
+                continue;
+            }
+            lane.unsettled.insert(row.seq);
+            self.outstanding += 1;
+            let state = self.keys.entry(key).or_default();
+            state.waiting.push(row.seq);
+            Self::enqueue(&mut self.ready, &self.busy, key, state);
+        }
+        self.reader.done(plan.kind, plan.upto, read_upto);
+        let verified = self.reader.verified();
+        for lane in self.lanes.values_mut() {
+            if lane.verified < verified {
+                lane.verified = verified;
+                lane.seen.remove_range(..=verified.unsigned_abs());
+            }
+        }
+    }
+
+    fn enqueue(
+        ready: &mut VecDeque<Key>,
+        busy: &HashMap<Key, Ticket>,
+        key: Key,
+        state: &mut KeyState,
+    ) {
+        if !state.queued
+            && !state.waiting.is_empty()
+            && state.delayed_until.is_none()
+            && !busy.contains_key(&key)
+        {
+            state.queued = true;
+            ready.push_back(key);
+        }
+    }
+
+    /// Returns how many keys could be delivered now.
+    #[must_use]
+    pub fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Returns how many keys are in deliveries.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.busy.len()
+    }
+
+    /// Makes the delayed keys whose time has come ready, and returns when the next is due.
+    pub fn wake_delayed(&mut self, now: Duration) -> Option<Duration> {
+        while let Some(&(at, key)) = self.delayed.first() {
+            if at > now {
+                return Some(at);
+            }
+            self.delayed.pop_first();
+            if let Some(state) = self.keys.get_mut(&key) {
+                state.delayed_until = None;
+                Self::enqueue(&mut self.ready, &self.busy, key, state);
+            }
+        }
+        None
+    }
+
+    /// Takes up to `most` keys for a delivery.
+    pub fn take_batch(&mut self, most: usize) -> Option<Batch> {
+        let ticket = Ticket(self.next_ticket);
+        let mut keys = Vec::with_capacity(most.min(self.ready.len()));
+        let mut lanes = BTreeSet::new();
+        while keys.len() < most
+            && let Some(key) = self.ready.pop_front()
+        {
+            let Some(state) = self.keys.get_mut(&key) else {
+                continue;
+            };
+            state.queued = false;
+            state.flying = Some((ticket, std::mem::take(&mut state.waiting)));
+            self.busy.insert(key, ticket);
+            lanes.insert(key.lane());
+            keys.push(key);
+        }
+        if keys.is_empty() {
+            return None;
+        }
+        self.next_ticket += 1;
+        let leases = lanes.iter().filter_map(|lane| self.lease(*lane)).collect();
+        Some(Batch {
+            ticket,
+            keys,
+            leases,
+        })
+    }
+
+    fn lease(&self, lane: Lane) -> Option<LaneLease> {
+        self.lanes.get(&lane).map(|log| LaneLease {
+            lane,
+            epoch: log.epoch,
+        })
+    }
+
+    /// Ends the delivery of `keys`: they are settled, if their lane is in `held`. A lane that
+    /// isn't has been lost.
+    pub fn settled(&mut self, ticket: Ticket, keys: &[Key], held: &HashSet<Lane>) {
+        for &key in keys {
+            let Some((_, seqs)) = self.land(ticket, key) else {
+                continue;
+            };
+            let lane = key.lane();
+            if !held.contains(&lane) {
+                self.drop_lane(lane);
+                continue;
+            }
+            self.outstanding -= seqs.len();
+            if let Some(log) = self.lanes.get_mut(&lane) {
+                for seq in &seqs {
+                    log.unsettled.remove(seq);
+                }
+            }
+            if let Some(state) = self.keys.get_mut(&key) {
+                state.attempts = 0;
+                if state.waiting.is_empty() {
+                    self.keys.remove(&key);
+                } else {
+                    Self::enqueue(&mut self.ready, &self.busy, key, state);
+                }
+            }
+        }
+    }
+
+    /// Ends the delivery of `keys` without success: each is delivered again when `again_at`,
+    /// given the number of its failures, says so.
+    pub fn failed(
+        &mut self,
+        ticket: Ticket,
+        keys: &[Key],
+        mut again_at: impl FnMut(u32) -> Duration,
+    ) {
+        for &key in keys {
+            let Some((_, seqs)) = self.land(ticket, key) else {
+                continue;
+            };
+            let Some(state) = self.keys.get_mut(&key) else {
+                continue;
+            };
+            state.waiting.extend(seqs);
+            state.attempts = state.attempts.saturating_add(1);
+            let at = again_at(state.attempts);
+            state.delayed_until = Some(at);
+            self.delayed.insert((at, key));
+        }
+    }
+
+    /// Ends the delivery of `keys` that never was tried: they are ready again at once.
+    pub fn handed_back(&mut self, ticket: Ticket, keys: &[Key]) {
+        for &key in keys {
+            let Some((_, seqs)) = self.land(ticket, key) else {
+                continue;
+            };
+            let Some(state) = self.keys.get_mut(&key) else {
+                continue;
+            };
+            state.waiting.extend(seqs);
+            Self::enqueue(&mut self.ready, &self.busy, key, state);
+        }
+    }
+
+    /// Takes a key out of its delivery, and returns the rows it covered unless the lane was
+    /// lost on the way.
+    fn land(&mut self, ticket: Ticket, key: Key) -> Option<(Ticket, Vec<i64>)> {
+        if self.busy.get(&key) == Some(&ticket) {
+            self.busy.remove(&key);
+        }
+        let state = self.keys.get_mut(&key)?;
+        if state
+            .flying
+            .as_ref()
+            .is_some_and(|(flying, _)| *flying == ticket)
+        {
+            return state.flying.take();
+        }
+        // The lane was lost and taken again: what was read since could not start till now.
+        Self::enqueue(&mut self.ready, &self.busy, key, state);
+        None
+    }
+
+    /// Lists the cursors that have moved since they were written.
+    #[must_use]
+    pub fn cursor_moves(&self) -> Vec<CursorMove> {
+        self.lanes
+            .iter()
+            .filter(|(_, log)| log.closed() > log.written)
+            .map(|(&lane, log)| CursorMove {
+                lease: LaneLease {
+                    lane,
+                    epoch: log.epoch,
+                },
+                closed_seq: log.closed(),
+            })
+            .collect()
+    }
+
+    /// Takes note that cursors were written.
+    pub fn cursors_written(&mut self, moves: &[CursorMove]) {
+        for cursor in moves {
+            if let Some(log) = self.lanes.get_mut(&cursor.lease.lane)
+                && log.epoch == cursor.lease.epoch
+            {
+                log.written = log.written.max(cursor.closed_seq);
+            }
+        }
+    }
+
+    /// Says whether a key of the lane is in a delivery.
+    #[must_use]
+    pub fn is_lane_busy(&self, lane: Lane) -> bool {
+        self.busy.keys().any(|key| key.lane() == lane)
+    }
+}

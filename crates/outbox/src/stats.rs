@@ -1,0 +1,93 @@
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// Rates are averaged over this span.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// What an engine has done since it started. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Stats(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    confirmed_total: u64,
+    in_flight: usize,
+    last_error: String,
+    /// Confirmations of the last [`WINDOW`], in steps of a second at the most.
+    recent: VecDeque<(Instant, u64)>,
+}
+
+/// A reading of [`Stats`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct StatsReading {
+    /// Keys confirmed since the start.
+    pub confirmed_total: u64,
+    /// Keys confirmed a second, over the last ten.
+    pub confirmed_per_second: f64,
+    /// Keys being delivered.
+    pub in_flight: usize,
+    /// The last error, empty after a success.
+    pub last_error: String,
+}
+
+impl Stats {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the figures.
+    #[must_use]
+    pub fn read(&self) -> StatsReading {
+        let mut inner = self.lock();
+        inner.forget_old();
+        let recent: u64 = inner.recent.iter().map(|(_, count)| count).sum();
+        #[expect(clippy::cast_precision_loss, reason = "a rate is rounded anyway")]
+        StatsReading {
+            confirmed_total: inner.confirmed_total,
+            confirmed_per_second: recent as f64 / WINDOW.as_secs_f64(),
+            in_flight: inner.in_flight,
+            last_error: inner.last_error.clone(),
+        }
+    }
+
+    pub(crate) fn confirmed(&self, count: usize) {
+        let mut inner = self.lock();
+        let now = Instant::now();
+        let count = count as u64;
+        inner.confirmed_total += count;
+        inner.last_error.clear();
+        match inner.recent.back_mut() {
+            Some((at, recent)) if now.saturating_duration_since(*at) < Duration::from_secs(1) => {
+                *recent += count
+            }
+            _ => inner.recent.push_back((now, count)),
+        }
+        inner.forget_old();
+    }
+
+    pub(crate) fn in_flight(&self, keys: usize) {
+        self.lock().in_flight = keys;
+    }
+
+    pub(crate) fn error(&self, message: String) {
+        self.lock().last_error = message;
+    }
+}
+
+impl Inner {
+    fn forget_old(&mut self) {
+        let now = Instant::now();
+        while self
+            .recent
+            .front()
+            .is_some_and(|(at, _)| now.saturating_duration_since(*at) > WINDOW)
+        {
+            self.recent.pop_front();
+        }
+    }
+}

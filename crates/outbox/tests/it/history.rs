@@ -1,0 +1,586 @@
+//! The pure core against a model of Postgres: every history of writers, readers, crashes and
+//! lost leases has to deliver each key after its last commit, one delivery at a time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    time::Duration,
+};
+
+use chrono::DateTime;
+use proptest::prelude::*;
+use uuid::Uuid;
+use waybill_domain::{Kind, Lane};
+use waybill_outbox::{
+    Key,
+    core::{Batch, Limits, Log, Plan, PlanKind},
+};
+use waybill_storage::{
+    lease::{LaneLease, TakenLane},
+    outbox::{Fence, OutboxRow, Snapshot, Tail},
+};
+
+/// Keys of three lanes, two in each.
+const KEYS: u8 = 6;
+const LANES: u8 = 3;
+const RELAYS: usize = 2;
+
+fn key(n: u8) -> Key {
+    let mut bytes = [7; 16];
+    bytes[0] = n;
+    bytes[15] = n % LANES;
+    Key {
+        kind: Kind::Chunk,
+        id: Uuid::from_bytes(bytes),
+    }
+}
+
+/// One thing that happens. Numbers are taken modulo what there is.
+#[derive(Debug, Clone)]
+enum Step {
+    /// A writer begins: it has an xid, and no row yet.
+    Begin,
+    /// A running writer changes a key: takes a position.
+    Write { writer: usize, key: u8 },
+    /// A running writer commits.
+    Commit { writer: usize },
+    /// A running writer aborts: its positions stay empty.
+    Abort { writer: usize },
+    /// A relay looks at the end of the log, and takes a fence if there is news. Between the
+    /// position and the xid of the fence, a writer may begin and write.
+    Look { relay: usize, between: Option<u8> },
+    /// A relay reads a page.
+    Read { relay: usize, page: usize },
+    /// A relay begins a delivery.
+    Deliver { relay: usize, most: usize },
+    /// A delivery reads the current rows.
+    Load { relay: usize, nth: usize },
+    /// A delivery that has loaded is confirmed and settled.
+    Settle { relay: usize, nth: usize },
+    /// A delivery fails.
+    Fail { relay: usize, nth: usize },
+    /// Cursors are written.
+    WriteCursors { relay: usize },
+    /// A lane moves to another relay, when what its holder has under way there has ended: that
+    /// is what lease and grace are for.
+    Move { lane: u8, relay: usize },
+    /// A relay dies: its memory and its deliveries are gone.
+    Crash { relay: usize },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let relay = 0..RELAYS;
+    prop_oneof![
+        3 => Just(Step::Begin),
+        6 => (0..8usize, 0..KEYS).prop_map(|(writer, key)| Step::Write { writer, key }),
+        3 => (0..8usize).prop_map(|writer| Step::Commit { writer }),
+        1 => (0..8usize).prop_map(|writer| Step::Abort { writer }),
+        6 => (relay.clone(), prop::option::of(0..KEYS)).prop_map(|(relay, between)| Step::Look { relay, between }),
+        8 => (relay.clone(), 1..5usize).prop_map(|(relay, page)| Step::Read { relay, page }),
+        4 => (relay.clone(), 1..4usize).prop_map(|(relay, most)| Step::Deliver { relay, most }),
+        4 => (relay.clone(), 0..4usize).prop_map(|(relay, nth)| Step::Load { relay, nth }),
+        4 => (relay.clone(), 0..4usize).prop_map(|(relay, nth)| Step::Settle { relay, nth }),
+        1 => (relay.clone(), 0..4usize).prop_map(|(relay, nth)| Step::Fail { relay, nth }),
+        2 => relay.clone().prop_map(|relay| Step::WriteCursors { relay }),
+        1 => (0..LANES, relay.clone()).prop_map(|(lane, relay)| Step::Move { lane, relay }),
+        1 => relay.prop_map(|relay| Step::Crash { relay }),
+    ]
+}
+
+#[derive(Debug, Clone)]
+struct Row {
+    seq: i64,
+    key: Key,
+    xid: u64,
+}
+
+#[derive(Debug, Default)]
+struct Postgres {
+    last_seq: i64,
+    next_xid: u64,
+    running: BTreeMap<u64, Vec<Row>>,
+    last_ended: u64,
+    /// Committed rows by position, with the moment of their commit.
+    log: BTreeMap<i64, (Row, u64)>,
+    /// How often each key was changed, by committed transactions.
+    versions: HashMap<Key, u64>,
+    moment: u64,
+    cursors: BTreeMap<Lane, (i64, i64, Option<usize>)>,
+}
+
+impl Postgres {
+    fn begin(&mut self) -> u64 {
+        let xid = self.next_xid;
+        self.next_xid += 1;
+        self.running.insert(xid, Vec::new());
+        xid
+    }
+
+    fn write(&mut self, xid: u64, key: Key) {
+        self.last_seq += 1;
+        let row = Row {
+            seq: self.last_seq,
+            key,
+            xid,
+        };
+        if let Some(rows) = self.running.get_mut(&xid) {
+            rows.push(row);
+        }
+    }
+
+    fn end(&mut self, xid: u64, commit: bool) {
+        self.moment += 1;
+        self.last_ended = self.last_ended.max(xid);
+        for row in self.running.remove(&xid).unwrap_or_default() {
+            if commit {
+                *self.versions.entry(row.key).or_default() += 1;
+                self.log.insert(row.seq, (row, self.moment));
+            }
+        }
+    }
+
+    fn nth_writer(&self, n: usize) -> Option<u64> {
+        let count = self.running.len();
+        self.running.keys().nth(n.checked_rem(count)?).copied()
+    }
+
+    fn tail(&self) -> Tail {
+        let xmax = self.last_ended + 1;
+        let running = self
+            .running
+            .keys()
+            .copied()
+            .filter(|&xid| xid < xmax)
+            .collect();
+        Tail {
+            last_seq: self.last_seq,
+            snapshot: Snapshot { xmax, running },
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Delivery {
+    batch: Batch,
+    /// The versions loaded, with the moment of loading.
+    loaded: Option<(Vec<u64>, u64)>,
+}
+
+#[derive(Debug)]
+struct Relay {
+    log: Log,
+    plan: Option<Plan>,
+    deliveries: Vec<Delivery>,
+}
+
+impl Relay {
+    fn new() -> Self {
+        Self {
+            log: Log::new(Limits {
+                outstanding_rows: 64,
+            }),
+            plan: None,
+            deliveries: Vec::new(),
+        }
+    }
+}
+
+struct World {
+    pg: Postgres,
+    relays: Vec<Relay>,
+    /// What the sink shows.
+    shown: HashMap<Key, u64>,
+    /// Per row: settled by a delivery that loaded after the row's commit.
+    settled: HashSet<i64>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut pg = Postgres {
+            next_xid: 10,
+            last_ended: 9,
+            ..Postgres::default()
+        };
+        pg.cursors = (0..LANES)
+            .filter_map(Lane::new)
+            .map(|lane| (lane, (0, 0, None)))
+            .collect();
+        let mut world = Self {
+            pg,
+            relays: (0..RELAYS).map(|_| Relay::new()).collect(),
+            shown: HashMap::new(),
+            settled: HashSet::new(),
+        };
+        world.take((0..LANES).filter_map(Lane::new).collect(), 0);
+        world
+    }
+
+    fn take(&mut self, lanes: BTreeSet<Lane>, relay: usize) {
+        let mut taken = Vec::new();
+        for lane in lanes {
+            let cursor = self.pg.cursors.get_mut(&lane).expect("lane");
+            cursor.1 += 1;
+            cursor.2 = Some(relay);
+            taken.push(TakenLane {
+                lease: LaneLease {
+                    lane,
+                    epoch: cursor.1,
+                },
+                closed_seq: cursor.0,
+            });
+        }
+        self.relays[relay].log.take_lanes(&taken);
+    }
+
+    fn look(&mut self, relay: usize, between: Option<u8>) {
+        let tail = self.pg.tail();
+        let log = &mut self.relays[relay].log;
+        log.observe(&tail.snapshot);
+        if !log.wants_pass(tail.last_seq) {
+            return;
+        }
+        // The fence: first the position ...
+        let last_seq = self.pg.last_seq;
+        if let Some(n) = between {
+            let xid = self.pg.begin();
+            self.pg.write(xid, key(n));
+        }
+        // ... then an xid of the reader's own, which ends with its statement.
+        let xid = self.pg.next_xid;
+        self.pg.next_xid += 1;
+        let snapshot = self.pg.tail().snapshot;
+        self.pg.last_ended = self.pg.last_ended.max(xid);
+        self.relays[relay].log.begin_pass(&Fence {
+            tail: Tail { last_seq, snapshot },
+            xid,
+        });
+    }
+
+    fn read(&mut self, relay: usize, page: usize) -> bool {
+        let state = &mut self.relays[relay];
+        let Some(plan) = state.plan.take().or_else(|| state.log.plan_read()) else {
+            return false;
+        };
+        let visible: Vec<OutboxRow> = self
+            .pg
+            .log
+            .range(plan.after + 1..=plan.upto)
+            .map(|(_, (row, _))| row)
+            .filter(|row| plan.lanes.contains(&row.key.lane()))
+            .map(|row| OutboxRow {
+                seq: row.seq,
+                lane: row.key.lane(),
+                kind: row.key.kind,
+                key: row.key.id,
+                created_at: DateTime::UNIX_EPOCH,
+            })
+            .collect();
+        if matches!(plan.kind, PlanKind::Recheck { seen: Some(seen) } if seen == visible.len() as u64)
+        {
+            let upto = plan.upto;
+            state.log.absorb(&plan, &[], upto);
+            return true;
+        }
+        let rows = &visible[..visible.len().min(page)];
+        let upto = if rows.len() == page {
+            rows[page - 1].seq
+        } else {
+            plan.upto
+        };
+        state.log.absorb(&plan, rows, upto);
+        true
+    }
+
+    fn deliver(&mut self, relay: usize, most: usize) -> bool {
+        let Some(batch) = self.relays[relay].log.take_batch(most) else {
+            return false;
+        };
+        for other in self.relays.iter().flat_map(|relay| &relay.deliveries) {
+            for key in &batch.keys {
+                assert!(
+                    !other.batch.keys.contains(key),
+                    "two deliveries of {key:?} at once"
+                );
+            }
+        }
+        self.relays[relay].deliveries.push(Delivery {
+            batch,
+            loaded: None,
+        });
+        true
+    }
+
+    fn load(&mut self, relay: usize, nth: usize) {
+        let (versions, moment) = (&self.pg.versions, self.pg.moment);
+        let deliveries = &mut self.relays[relay].deliveries;
+        let Some(nth) = nth.checked_rem(deliveries.len()) else {
+            return;
+        };
+        let delivery = &mut deliveries[nth];
+        if delivery.loaded.is_none() {
+            let loaded = delivery
+                .batch
+                .keys
+                .iter()
+                .map(|key| versions.get(key).copied().unwrap_or(0))
+                .collect();
+            delivery.loaded = Some((loaded, moment));
+        }
+    }
+
+    fn settle(&mut self, relay: usize, nth: usize) {
+        let deliveries = &mut self.relays[relay].deliveries;
+        let Some(nth) = nth.checked_rem(deliveries.len()) else {
+            return;
+        };
+        if deliveries[nth].loaded.is_none() {
+            return;
+        }
+        let Delivery { batch, loaded } = deliveries.swap_remove(nth);
+        let (versions, moment) = loaded.expect("loaded");
+        let mut held = HashSet::new();
+        for lease in &batch.leases {
+            let (_, epoch, owner) = self.pg.cursors[&lease.lane];
+            if owner == Some(relay) && epoch == lease.epoch {
+                held.insert(lease.lane);
+            }
+        }
+        for (key, version) in batch.keys.iter().zip(versions) {
+            if held.contains(&key.lane()) {
+                let shown = self.shown.entry(*key).or_default();
+                assert!(
+                    *shown <= version,
+                    "{key:?} went back from {shown} to {version}"
+                );
+                *shown = version;
+                let covered = self
+                    .pg
+                    .log
+                    .values()
+                    .filter(|(row, at)| row.key == *key && *at <= moment);
+                self.settled.extend(covered.map(|(row, _)| row.seq));
+            }
+        }
+        self.relays[relay]
+            .log
+            .settled(batch.ticket, &batch.keys, &held);
+    }
+
+    fn fail(&mut self, relay: usize, nth: usize) {
+        let state = &mut self.relays[relay];
+        let Some(nth) = nth.checked_rem(state.deliveries.len()) else {
+            return;
+        };
+        let Delivery { batch, .. } = state.deliveries.swap_remove(nth);
+        let half = batch.keys.len() / 2;
+        state
+            .log
+            .failed(batch.ticket, &batch.keys[..half], |attempt| {
+                Duration::from_secs(attempt.into())
+            });
+        state.log.handed_back(batch.ticket, &batch.keys[half..]);
+        state.log.wake_delayed(Duration::from_secs(3_600));
+    }
+
+    fn write_cursors(&mut self, relay: usize) {
+        let moves = self.relays[relay].log.cursor_moves();
+        for cursor in &moves {
+            let (closed, epoch, owner) = self.pg.cursors.get_mut(&cursor.lease.lane).expect("lane");
+            if *owner == Some(relay) && *epoch == cursor.lease.epoch {
+                *closed = (*closed).max(cursor.closed_seq);
+            }
+        }
+        self.relays[relay].log.cursors_written(&moves);
+        self.check_cursors();
+    }
+
+    /// Nothing at or below a cursor is unsettled, and nothing can still appear there.
+    fn check_cursors(&self) {
+        for (lane, (closed, ..)) in &self.pg.cursors {
+            for (row, _) in self
+                .pg
+                .log
+                .values()
+                .filter(|(row, _)| row.key.lane() == *lane && row.seq <= *closed)
+            {
+                assert!(
+                    self.settled.contains(&row.seq),
+                    "row {} is closed and was never settled",
+                    row.seq
+                );
+            }
+            for row in self
+                .pg
+                .running
+                .values()
+                .flatten()
+                .filter(|row| row.key.lane() == *lane)
+            {
+                assert!(
+                    row.seq > *closed,
+                    "row {} of running {} is closed",
+                    row.seq,
+                    row.xid
+                );
+            }
+        }
+    }
+
+    fn drop_deliveries(&mut self, relay: usize, lane: Option<Lane>) {
+        let relay = &mut self.relays[relay];
+        let (gone, kept) =
+            std::mem::take(&mut relay.deliveries)
+                .into_iter()
+                .partition(|delivery| {
+                    lane.is_none_or(|lane| delivery.batch.keys.iter().any(|key| key.lane() == lane))
+                });
+        relay.deliveries = kept;
+        let gone: Vec<Delivery> = gone;
+        for Delivery { batch, .. } in gone {
+            relay.log.handed_back(batch.ticket, &batch.keys);
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Begin => {
+                self.pg.begin();
+            }
+            Step::Write { writer, key: n } => {
+                if let Some(xid) = self.pg.nth_writer(writer) {
+                    self.pg.write(xid, key(n));
+                }
+            }
+            Step::Commit { writer } => {
+                if let Some(xid) = self.pg.nth_writer(writer) {
+                    self.pg.end(xid, true);
+                }
+            }
+            Step::Abort { writer } => {
+                if let Some(xid) = self.pg.nth_writer(writer) {
+                    self.pg.end(xid, false);
+                }
+            }
+            Step::Look { relay, between } => self.look(relay, between),
+            Step::Read { relay, page } => {
+                self.read(relay, page);
+            }
+            Step::Deliver { relay, most } => {
+                self.deliver(relay, most);
+            }
+            Step::Load { relay, nth } => self.load(relay, nth),
+            Step::Settle { relay, nth } => self.settle(relay, nth),
+            Step::Fail { relay, nth } => self.fail(relay, nth),
+            Step::WriteCursors { relay } => self.write_cursors(relay),
+            Step::Move { lane, relay } => {
+                let lane = Lane::new(lane).expect("lane");
+                if let Some(owner) = self.pg.cursors[&lane].2.filter(|&owner| owner != relay) {
+                    // The old owner may have noticed already, or notice only when it settles.
+                    self.drop_deliveries(owner, Some(lane));
+                    self.relays[owner].log.drop_lane(lane);
+                    self.take(BTreeSet::from([lane]), relay);
+                }
+            }
+            Step::Crash { relay } => {
+                self.relays[relay] = Relay::new();
+                let lanes: BTreeSet<Lane> = self
+                    .pg
+                    .cursors
+                    .iter()
+                    .filter(|(_, cursor)| cursor.2 == Some(relay))
+                    .map(|(&lane, _)| lane)
+                    .collect();
+                if !lanes.is_empty() {
+                    self.take(lanes, 1 - relay);
+                }
+            }
+        }
+    }
+
+    /// Ends every writer but `held`, then lets the relays work until nothing is left.
+    fn finish(&mut self, held: Option<u64>) {
+        let writers: Vec<u64> = self
+            .pg
+            .running
+            .keys()
+            .copied()
+            .filter(|&xid| Some(xid) != held)
+            .collect();
+        for (n, xid) in writers.into_iter().enumerate() {
+            self.pg.end(xid, n % 3 != 0);
+        }
+        for _ in 0..10_000 {
+            let mut moved = false;
+            for relay in 0..RELAYS {
+                self.look(relay, None);
+                while self.read(relay, 3) {
+                    moved = true;
+                }
+                while self.deliver(relay, 3) {
+                    moved = true;
+                }
+                while !self.relays[relay].deliveries.is_empty() {
+                    moved = true;
+                    self.load(relay, 0);
+                    self.settle(relay, 0);
+                }
+                self.write_cursors(relay);
+            }
+            if !moved {
+                return;
+            }
+        }
+        panic!("the relays never came to rest");
+    }
+
+    fn check_equal(&self) {
+        for (key, version) in &self.pg.versions {
+            assert_eq!(
+                self.shown.get(key),
+                Some(version),
+                "{key:?} is not what was committed last"
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_history_ends_equal(steps in prop::collection::vec(step(), 1..120)) {
+        let mut world = World::new();
+        for step in &steps {
+            world.step(step);
+        }
+        world.finish(None);
+        world.check_equal();
+        for (lane, (closed, ..)) in &world.pg.cursors {
+            prop_assert!(*closed >= world.pg.last_seq, "lane {lane} is closed at {closed} of {}", world.pg.last_seq);
+        }
+    }
+
+    /// A transaction that never ends keeps back its own rows and nothing else.
+    #[test]
+    fn an_open_transaction_delays_nobody(before in prop::collection::vec(step(), 0..40), after in prop::collection::vec(step(), 1..80)) {
+        let mut world = World::new();
+        for step in &before {
+            world.step(step);
+        }
+        let held = world.pg.begin();
+        world.pg.write(held, key(0));
+        for step in &after {
+            // The writer that is held is not among those that steps end.
+            let rows = world.pg.running.remove(&held).expect("held");
+            let is_end = matches!(step, Step::Commit { .. } | Step::Abort { .. } | Step::Write { .. });
+            if is_end {
+                world.step(step);
+                world.pg.running.insert(held, rows);
+            } else {
+                world.pg.running.insert(held, rows);
+                world.step(step);
+            }
+        }
+        world.finish(Some(held));
+        world.check_equal();
+    }
+}

@@ -1,0 +1,9 @@
+//! Tests of the outbox protocol.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that can't go on should stop there"
+)]
+
+mod engine;
+mod history;
+mod world;

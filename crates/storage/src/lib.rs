@@ -1,0 +1,28 @@
+//! Everything that is SQL: the pool, the migrations and one module per area.
+//!
+//! No function here waits for a peer inside a transaction, and none sends NOTIFY in one.
+//! Queries are checked against the schema when they are compiled; `.sqlx/` holds what is
+//! needed to do so without a database.
+
+mod bell;
+pub mod cache;
+mod db;
+mod ear;
+mod error;
+pub mod hydrate;
+pub mod lease;
+pub mod outbox;
+pub mod points;
+pub mod projects;
+pub mod secrets;
+pub mod settle;
+pub mod sources;
+pub mod status;
+
+pub use bell::Bell;
+pub use db::{Db, DbConfig, SCHEMA_VERSION};
+pub use ear::{Ear, OUTBOX_CHANNEL};
+pub use error::StorageError;
+
+/// What every function here returns.
+pub type Result<T> = std::result::Result<T, StorageError>;

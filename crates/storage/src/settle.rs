@@ -1,0 +1,120 @@
+//! Recording what a sink confirmed.
+
+use std::{collections::HashSet, time::Duration};
+
+use uuid::Uuid;
+use waybill_domain::{Kind, Lane, RelayId, SinkName};
+
+use crate::{
+    Db, Result,
+    lease::{LaneLease, split},
+    outbox::{lane, within},
+};
+
+/// What a sink confirmed of one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Confirmed {
+    /// What the key names.
+    pub kind: Kind,
+    /// The key.
+    pub key: Uuid,
+    /// The version that the sink shows now; `None` if it shows nothing of the key.
+    pub version: Option<i64>,
+}
+
+/// A lane's cursor, to be moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CursorMove {
+    /// The lane, as it is held.
+    pub lease: LaneLease,
+    /// Everything at or below it is settled, and nothing more can appear there.
+    pub closed_seq: i64,
+}
+
+/// What is settled together, in one transaction.
+#[derive(Debug, Clone, Default)]
+pub struct Settlement {
+    /// The lanes of the keys in `confirmed`, as they were held when delivery began.
+    pub leases: Vec<LaneLease>,
+    /// What was confirmed.
+    pub confirmed: Vec<Confirmed>,
+    /// Cursors that have moved since they were last written.
+    pub cursors: Vec<CursorMove>,
+}
+
+/// Settles, and returns the lanes among `settlement.leases` that are still held by `owner`
+/// in that epoch. What belongs to any other lane is not written.
+///
+/// # Errors
+/// If Postgres is away or `timeout` passes: then nothing is known to be settled, and all of
+/// it may be done again.
+pub async fn settle(
+    db: &Db,
+    sink: SinkName,
+    owner: RelayId,
+    settlement: &Settlement,
+    timeout: Duration,
+) -> Result<HashSet<Lane>> {
+    let (lanes, epochs) = split(&settlement.leases);
+    within(timeout, async {
+        let mut tx = db.pool().begin().await?;
+        // A share lock rather than an update: a taker has to wait for this transaction just
+        // the same, and under a long transaction elsewhere no dead versions pile up.
+        let held: HashSet<Lane> = sqlx::query_scalar!(
+            "SELECT c.lane FROM outbox_cursor c JOIN unnest($3::smallint[], $4::bigint[]) AS h (lane, epoch) USING (lane, epoch)
+             WHERE c.sink = $1 AND c.owner = $2 ORDER BY c.lane FOR SHARE OF c",
+            sink.as_str(),
+            owner.as_uuid(),
+            &lanes,
+            &epochs
+        )
+        .fetch_all(&mut *tx)
+        .await?
+        .into_iter()
+        .map(lane)
+        .collect::<Result<_>>()?;
+
+        let mut confirmed: Vec<&Confirmed> = settlement.confirmed.iter().filter(|c| held.contains(&Lane::of(c.key))).collect();
+        // One order for all, so that two settlements can't wait for each other.
+        confirmed.sort_unstable_by_key(|c| (c.kind, c.key));
+        if !confirmed.is_empty() {
+            let kinds: Vec<String> = confirmed.iter().map(|c| c.kind.as_str().to_owned()).collect();
+            let keys: Vec<Uuid> = confirmed.iter().map(|c| c.key).collect();
+            let versions: Vec<i64> = confirmed.iter().map(|c| c.version.unwrap_or(0)).collect();
+            let deleted: Vec<bool> = confirmed.iter().map(|c| c.version.is_none()).collect();
+            sqlx::query!(
+                "INSERT INTO index_state (sink, kind, key, version, deleted)
+                 SELECT $1, kind, key, version, deleted
+                 FROM unnest($2::text[], $3::uuid[], $4::bigint[], $5::boolean[]) AS c (kind, key, version, deleted)
+                 ON CONFLICT (sink, kind, key) DO UPDATE
+                 SET version = greatest(index_state.version, EXCLUDED.version), deleted = EXCLUDED.deleted, confirmed_at = now()",
+                sink.as_str(),
+                &kinds,
+                &keys,
+                &versions,
+                &deleted
+            )
+            .execute(&mut *tx)
+            .await?;
+        }
+        if !settlement.cursors.is_empty() {
+            let (lanes, epochs) = split(&settlement.cursors.iter().map(|cursor| cursor.lease).collect::<Vec<_>>());
+            let closed: Vec<i64> = settlement.cursors.iter().map(|cursor| cursor.closed_seq).collect();
+            sqlx::query!(
+                "UPDATE outbox_cursor c SET closed_seq = greatest(c.closed_seq, m.closed_seq)
+                 FROM unnest($3::smallint[], $4::bigint[], $5::bigint[]) AS m (lane, epoch, closed_seq)
+                 WHERE c.sink = $1 AND c.owner = $2 AND c.lane = m.lane AND c.epoch = m.epoch",
+                sink.as_str(),
+                owner.as_uuid(),
+                &lanes,
+                &epochs,
+                &closed
+            )
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await?;
+        Ok(held)
+    })
+    .await
+}

@@ -1,0 +1,9 @@
+//! What storage promises, against a real Postgres.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod cache;
+mod capture;
+mod hydrate;
+mod projects;
+mod sources;
+mod support;
