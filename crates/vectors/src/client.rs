@@ -1,0 +1,128 @@
+use std::{future::Future, time::Duration};
+
+use qdrant_client::qdrant::{
+    HealthCheckRequest, collections_client::CollectionsClient, points_client::PointsClient,
+    qdrant_client::QdrantClient,
+};
+use tokio::time::timeout;
+use tonic::{
+    Request, Response, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, ClientTlsConfig, Endpoint},
+};
+
+use crate::{QdrantConfig, Result, VectorError};
+
+/// How often a quiet connection is asked whether its peer is still there, and how long the
+/// answer may take.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client of one Qdrant. Clones share the connection.
+///
+/// It stands on the generated clients of `qdrant-client`, not on its `Qdrant` type: that
+/// one sends a failed call a second time by itself, which a lease can't allow, copies each
+/// request to be able to, and has one timeout for all.
+#[derive(Debug, Clone)]
+pub struct Vectors {
+    channel: Transport,
+    timeout: Duration,
+}
+
+pub(crate) type Transport = InterceptedService<Channel, ApiKey>;
+
+/// Adds the key to every call.
+#[derive(Clone)]
+pub(crate) struct ApiKey(Option<MetadataValue<Ascii>>);
+
+impl std::fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "ApiKey([redacted])" } else { "ApiKey(none)" })
+    }
+}
+
+impl Interceptor for ApiKey {
+    fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
+        if let Some(key) = &self.0 {
+            request.metadata_mut().insert("api-key", key.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl Vectors {
+    /// Makes a client. Connects at the first call, so a server that is down is no error here.
+    ///
+    /// # Errors
+    /// [`VectorError::Config`] if the URL or the key can't be used.
+    pub fn connect(config: &QdrantConfig) -> Result<Self> {
+        let endpoint = Endpoint::from_shared(config.url.clone())
+            .ok()
+            .filter(|endpoint| matches!(endpoint.uri().scheme_str(), Some("http" | "https")))
+            .ok_or_else(|| {
+                VectorError::Config(format!("{:?} is no address: write http://HOST:PORT or https://HOST:PORT", config.url))
+            })?;
+        let endpoint = if endpoint.uri().scheme_str() == Some("https") {
+            endpoint
+                .tls_config(ClientTlsConfig::new().with_native_roots())
+                .map_err(|error| VectorError::Config(format!("set up TLS: {error}")))?
+        } else {
+            endpoint
+        };
+        let key = config.api_key.as_deref().map(|key| {
+            let mut value: MetadataValue<Ascii> =
+                key.parse().map_err(|_| VectorError::Config("the api key holds characters that no header can carry".to_owned()))?;
+            value.set_sensitive(true);
+            Ok::<_, VectorError>(value)
+        });
+        let channel = endpoint
+            .connect_timeout(config.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .connect_lazy();
+        Ok(Self {
+            channel: InterceptedService::new(channel, ApiKey(key.transpose()?)),
+            timeout: config.timeout,
+        })
+    }
+
+    /// Asks whether the server answers, and returns its version.
+    ///
+    /// # Errors
+    /// If it doesn't.
+    pub async fn health(&self) -> Result<String> {
+        let mut client = QdrantClient::new(self.channel.clone());
+        let reply = call("", self.timeout, client.health_check(HealthCheckRequest {})).await?;
+        Ok(reply.version)
+    }
+
+    pub(crate) fn points(&self) -> PointsClient<Transport> {
+        PointsClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn collections(&self) -> CollectionsClient<Transport> {
+        CollectionsClient::new(self.channel.clone())
+    }
+
+    /// How long a call without a deadline of its own may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+}
+
+/// Waits for a call's answer, at most `limit`. Large calls come boxed: their futures hold the
+/// request in several places.
+pub(crate) async fn call<T>(
+    collection: &str,
+    limit: Duration,
+    answer: impl Future<Output = std::result::Result<Response<T>, Status>>,
+) -> Result<T> {
+    match timeout(limit, answer).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(VectorError::from_status(&status, collection, limit)),
+        Err(_) => Err(VectorError::Timeout(limit)),
+    }
+}
