@@ -1,0 +1,58 @@
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use prost_types::Timestamp;
+use tonic::{Request, Response, Status};
+use waybill_api::common::v1::Kind as ProtoKind;
+use waybill_api::embedding::v1::{
+    Hit as ProtoHit, SearchRequest, SearchResponse, search_service_server::SearchService,
+};
+use waybill_domain::Kind;
+
+use super::{check, json, status};
+use crate::search::{Hit, Searcher};
+
+/// Serves `SearchService`.
+pub(crate) struct SearchGrpc(Arc<Searcher>);
+
+impl SearchGrpc {
+    pub(crate) fn new(searcher: Arc<Searcher>) -> Self {
+        Self(searcher)
+    }
+}
+
+#[tonic::async_trait]
+impl SearchService for SearchGrpc {
+    async fn search(&self, request: Request<SearchRequest>) -> Result<Response<SearchResponse>, Status> {
+        let search = check::search(request.into_inner())?;
+        let found = self.0.search(&search).await.map_err(status::of_search)?;
+        Ok(Response::new(SearchResponse {
+            hits: found.hits.into_iter().map(to_proto).collect(),
+            stale_count: i32::try_from(found.stale).unwrap_or(i32::MAX),
+            model: found.model,
+        }))
+    }
+}
+
+fn to_proto(Hit { score, kind, chunk }: Hit) -> ProtoHit {
+    ProtoHit {
+        id: chunk.id.to_string(),
+        kind: match kind {
+            Kind::Chunk => ProtoKind::Chunk.into(),
+        },
+        score,
+        text: chunk.text,
+        headings: chunk.headings,
+        source_uri: chunk.source_uri,
+        source_title: chunk.source_title,
+        metadata: Some(json::to_struct(chunk.metadata)),
+        start_byte: chunk.start_byte,
+        end_byte: chunk.end_byte,
+        version: chunk.version,
+        source_update_time: Some(to_timestamp(chunk.source_updated_at)),
+    }
+}
+
+fn to_timestamp(time: DateTime<Utc>) -> Timestamp {
+    Timestamp { seconds: time.timestamp(), nanos: i32::try_from(time.timestamp_subsec_nanos()).unwrap_or_default() }
+}

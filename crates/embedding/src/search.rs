@@ -1,0 +1,219 @@
+//! Searching: points from the vector store, what they say from Postgres.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use uuid::Uuid;
+use waybill_domain::{Kind, ProjectId, ProjectName};
+use waybill_storage::{Db, StorageError, hydrate, hydrate::HydratedChunk, projects};
+use waybill_vectors::{
+    MAX_QUERY_LIMIT, Mode, QuerySpec, ScoredPoint, SearchFilter, SparseVector, VectorError, Vectors,
+};
+
+use crate::batcher::EmbedError;
+use crate::embed::Embedder;
+use crate::registry::{Model, Registry};
+
+/// How long the target of the alias is remembered. While it moves, both collections exist.
+const ALIAS_REMEMBERED: Duration = Duration::from_secs(5);
+
+/// Points fetched on top of those wanted, as some may be stale: a few, and a quarter.
+const SPARE_POINTS: usize = 5;
+const SPARE_FRACTION: usize = 4;
+
+/// How much more is fetched the second and last time, when too few points of the first
+/// fetch could be shown.
+const SECOND_FETCH_FACTOR: usize = 4;
+const SECOND_FETCH_EXTRA: usize = 100;
+
+/// A search, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Search {
+    pub(crate) project: ProjectName,
+    pub(crate) query: String,
+    pub(crate) mode: Mode,
+    pub(crate) limit: usize,
+    pub(crate) score_threshold: Option<f32>,
+    pub(crate) kinds: Vec<Kind>,
+    pub(crate) source_uris: Vec<String>,
+    pub(crate) metadata: Map<String, Value>,
+}
+
+/// What a search found.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) hits: Vec<Hit>,
+    /// Points that were passed over because their row is gone or another version.
+    pub(crate) stale: usize,
+    pub(crate) model: String,
+}
+
+/// A point and its row.
+#[derive(Debug)]
+pub(crate) struct Hit {
+    pub(crate) score: f32,
+    pub(crate) kind: Kind,
+    pub(crate) chunk: HydratedChunk,
+}
+
+/// Why a search has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SearchError {
+    #[error("there is no project {0}")]
+    UnknownProject(ProjectName),
+    #[error("the live collection {collection:?} holds vectors of a model that is not served here; served: {served}")]
+    ForeignCollection { collection: String, served: String },
+    #[error(transparent)]
+    Embed(#[from] EmbedError),
+    #[error("search the vector store: {0}")]
+    Vectors(#[from] VectorError),
+    #[error("read from postgres: {0}")]
+    Storage(#[from] StorageError),
+}
+
+/// Searches.
+pub(crate) struct Searcher {
+    db: Db,
+    vectors: Vectors,
+    registry: Arc<Registry>,
+    embedder: Arc<Embedder>,
+    alias: String,
+    /// Where the alias pointed when it was last asked.
+    target: Mutex<Option<(Instant, Target)>>,
+}
+
+/// The live collection and the model that made it.
+#[derive(Clone)]
+struct Target {
+    collection: String,
+    model: Arc<Model>,
+}
+
+impl Searcher {
+    pub(crate) fn new(
+        db: Db,
+        vectors: Vectors,
+        registry: Arc<Registry>,
+        embedder: Arc<Embedder>,
+        alias: String,
+    ) -> Self {
+        Self { db, vectors, registry, embedder, alias, target: Mutex::new(None) }
+    }
+
+    /// Finds what answers the query. Without a collection nothing was delivered yet, so
+    /// nothing is found.
+    ///
+    /// # Errors
+    /// See [`SearchError`].
+    pub(crate) async fn search(&self, search: &Search) -> Result<Found, SearchError> {
+        let project = projects::find(&self.db, &search.project).await?;
+        let project = project.ok_or_else(|| SearchError::UnknownProject(search.project.clone()))?;
+        let Some(target) = self.target().await? else {
+            return Ok(Found::default());
+        };
+        let nothing = || Found { model: target.model.info.name.clone(), ..Found::default() };
+        let source_ids = match search.source_uris.as_slice() {
+            [] => Vec::new(),
+            uris => hydrate::source_ids(&self.db, project, uris).await?,
+        };
+        if source_ids.is_empty() && !search.source_uris.is_empty() {
+            return Ok(nothing());
+        }
+        let spec = QuerySpec {
+            mode: search.mode,
+            dense: match search.mode {
+                Mode::Lexical => Vec::new(),
+                Mode::Dense | Mode::Hybrid => self.embedder.query(&target.model, &search.query).await?,
+            },
+            sparse: match search.mode {
+                Mode::Dense => SparseVector::default(),
+                Mode::Lexical | Mode::Hybrid => {
+                    let terms = self.embedder.query_terms(&search.query);
+                    SparseVector { indices: terms.indices, values: terms.values }
+                }
+            },
+            filter: SearchFilter {
+                project_id: project,
+                kinds: search.kinds.clone(),
+                source_ids,
+                metadata: search.metadata.clone(),
+            },
+            limit: 0,
+            score_threshold: search.score_threshold,
+        };
+        match self.fetch(&target, spec, project, search.limit).await {
+            Err(SearchError::Vectors(VectorError::CollectionMissing(_))) => {
+                // Deleted or replaced since the alias was looked up: the next search looks again.
+                *self.target.lock().await = None;
+                Ok(nothing())
+            }
+            other => other,
+        }
+    }
+
+    /// Fetches points and their rows; a second time and more of them if too few can be shown.
+    async fn fetch(&self, target: &Target, spec: QuerySpec, project: ProjectId, wanted: usize) -> Result<Found, SearchError> {
+        let first = wanted + wanted / SPARE_FRACTION + SPARE_POINTS;
+        let second = (wanted * SECOND_FETCH_FACTOR + SECOND_FETCH_EXTRA).min(MAX_QUERY_LIMIT);
+        let mut found = Found::default();
+        for limit in [first, second] {
+            let spec = QuerySpec { limit, ..spec.clone() };
+            let points = self.vectors.query(&target.collection, spec).await?;
+            let offered = points.len();
+            found = self.hydrate(points, project, wanted).await?;
+            if found.hits.len() >= wanted || offered < limit {
+                break;
+            }
+        }
+        found.model.clone_from(&target.model.info.name);
+        Ok(found)
+    }
+
+    /// Pairs points with their rows, and leaves out those that don't match.
+    ///
+    /// The rows are read after the points, so a row is never older than what its point was
+    /// made of. Any other version means that the point shows something else: an earlier
+    /// state, or one that Postgres has lost since, restored from a backup.
+    async fn hydrate(&self, points: Vec<ScoredPoint>, project: ProjectId, wanted: usize) -> Result<Found, SearchError> {
+        let ids: Vec<Uuid> = points.iter().map(|point| point.id).collect();
+        let rows = if ids.is_empty() { Vec::new() } else { hydrate::chunks(&self.db, &ids).await? };
+        let mut rows: HashMap<Uuid, HydratedChunk> = rows.into_iter().map(|row| (row.id, row)).collect();
+        let mut found = Found::default();
+        for point in points {
+            if found.hits.len() == wanted {
+                break;
+            }
+            let row = rows.remove(&point.id).filter(|row| row.project_id == project && row.version == point.version);
+            match (row, point.kind) {
+                (Some(chunk), Some(kind)) => found.hits.push(Hit { score: point.score, kind, chunk }),
+                _ => found.stale += 1,
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns the live collection, if there is one, and the model that made it.
+    async fn target(&self) -> Result<Option<Target>, SearchError> {
+        // Held while asking: of many searches, one asks.
+        let mut remembered = self.target.lock().await;
+        if let Some((until, target)) = &*remembered
+            && Instant::now() < *until
+        {
+            return Ok(Some(target.clone()));
+        }
+        *remembered = None;
+        let Some(collection) = self.vectors.alias_target(&self.alias).await? else {
+            return Ok(None);
+        };
+        let model = self.registry.of_collection(&collection).cloned().ok_or_else(|| {
+            SearchError::ForeignCollection { collection: collection.clone(), served: self.registry.names() }
+        })?;
+        let target = Target { collection, model };
+        *remembered = Some((Instant::now() + ALIAS_REMEMBERED, target.clone()));
+        Ok(Some(target))
+    }
+}
