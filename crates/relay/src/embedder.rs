@@ -1,0 +1,155 @@
+//! The embedding service, as the relay uses it.
+
+use std::time::Duration;
+
+use tonic::{Code, Request, Status, transport::Channel};
+use tonic_types::StatusExt;
+use waybill_api::embedding::v1::{
+    EmbedRequest, ListModelsRequest, Purpose, embedding_service_client::EmbeddingServiceClient,
+};
+use waybill_domain::ErrorClass;
+use waybill_outbox::DeliveryError;
+use waybill_vectors::CollectionSpec;
+
+/// Texts in one call: what the service takes at the most is 1,024.
+const TEXTS_MAX: usize = 512;
+/// The largest answer: 512 vectors of 4,096 dimensions with their BM25 terms, and room.
+const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// The largest request: 512 texts of 64 KiB.
+const REQUEST_BYTES_MAX: usize = 33 * 1024 * 1024;
+
+/// A text's vectors.
+#[derive(Debug)]
+pub(crate) struct Embedded {
+    pub(crate) dense: Vec<f32>,
+    pub(crate) sparse: (Vec<u32>, Vec<f32>),
+}
+
+/// Asks the embedding service for vectors.
+#[derive(Debug, Clone)]
+pub(crate) struct Embedder {
+    client: EmbeddingServiceClient<Channel>,
+    /// Empty: the service's default.
+    model: String,
+    timeout: Duration,
+}
+
+impl Embedder {
+    pub(crate) fn new(channel: Channel, model: String, timeout: Duration) -> Self {
+        let client = EmbeddingServiceClient::new(channel)
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+            .max_encoding_message_size(REQUEST_BYTES_MAX);
+        Self {
+            client,
+            model,
+            timeout,
+        }
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.timeout);
+        request
+    }
+
+    /// Asks which model embeds, and names its collection.
+    pub(crate) async fn model(&self) -> Result<(String, CollectionSpec), DeliveryError> {
+        let answer = self
+            .client
+            .clone()
+            .list_models(self.request(ListModelsRequest {}))
+            .await
+            .map_err(|status| failure(&status))?;
+        let models = answer.into_inner().models;
+        let wanted = models.into_iter().find(|model| {
+            if self.model.is_empty() {
+                model.default
+            } else {
+                model.name == self.model
+            }
+        });
+        // Transient: the service may be restarted with the model; no key is at fault.
+        let model = wanted.ok_or_else(|| {
+            let message = format!(
+                "the embedding service doesn't serve the model {:?}",
+                self.model
+            );
+            DeliveryError::new(ErrorClass::Transient, message)
+        })?;
+        let dimensions = usize::try_from(model.dimensions).unwrap_or(0);
+        Ok((
+            model.name.clone(),
+            CollectionSpec::for_model(&model.name, dimensions),
+        ))
+    }
+
+    /// Embeds documents under `model`: one answer a text, in order.
+    pub(crate) async fn embed(
+        &self,
+        model: &str,
+        dimensions: usize,
+        texts: Vec<String>,
+    ) -> Result<Vec<Embedded>, DeliveryError> {
+        let mut embedded = Vec::with_capacity(texts.len());
+        let mut texts = texts.into_iter();
+        loop {
+            let batch: Vec<String> = texts.by_ref().take(TEXTS_MAX).collect();
+            if batch.is_empty() {
+                return Ok(embedded);
+            }
+            let count = batch.len();
+            let message = EmbedRequest {
+                texts: batch,
+                model: model.to_owned(),
+                purpose: Purpose::Document.into(),
+                with_sparse: true,
+            };
+            let answer = self
+                .client
+                .clone()
+                .embed(self.request(message))
+                .await
+                .map_err(|status| failure(&status))?;
+            let embeddings = answer.into_inner().embeddings;
+            if embeddings.len() != count
+                || embeddings
+                    .iter()
+                    .any(|embedding| embedding.dense.len() != dimensions * 4)
+            {
+                return Err(DeliveryError::new(
+                    ErrorClass::Transient,
+                    "the embedding service's answer doesn't fit the request",
+                ));
+            }
+            embedded.extend(embeddings.into_iter().map(|embedding| {
+                let (floats, _) = embedding.dense.as_chunks::<4>();
+                let sparse = embedding.sparse.unwrap_or_default();
+                Embedded {
+                    dense: floats
+                        .iter()
+                        .map(|bytes| f32::from_le_bytes(*bytes))
+                        .collect(),
+                    sparse: (sparse.indices, sparse.values),
+                }
+            }));
+        }
+    }
+}
+
+/// Sorts what the embedding service answered.
+fn failure(status: &Status) -> DeliveryError {
+    let class = match status.code() {
+        Code::ResourceExhausted => ErrorClass::Throttled,
+        Code::InvalidArgument | Code::OutOfRange => ErrorClass::Permanent,
+        // Embedding changes nothing, so an unknown outcome is as good as none.
+        _ => ErrorClass::Transient,
+    };
+    let mut error = DeliveryError::new(
+        class,
+        format!("embed ({:?}): {}", status.code(), status.message()),
+    );
+    error.retry_after = status
+        .get_details_retry_info()
+        .and_then(|info| info.retry_delay);
+    error
+}

@@ -1,0 +1,82 @@
+//! The outbox relay: carries what Postgres says to the stores that mirror it, and tells
+//! operators what is still on its way.
+
+mod config;
+mod embedder;
+mod grpc;
+mod qdrant_sink;
+
+pub use config::Config;
+
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tonic::{service::Routes, transport::Channel};
+use waybill_api::{FILE_DESCRIPTOR_SET, relay::v1::relay_service_server::RelayServiceServer};
+use waybill_domain::RelayId;
+use waybill_outbox::{Engine, Wake};
+use waybill_runtime::{
+    Shutdown,
+    grpc::{self as server, GrpcOptions},
+};
+use waybill_storage::Db;
+use waybill_vectors::Vectors;
+
+use crate::{embedder::Embedder, grpc::RelayGrpc, qdrant_sink::QdrantSink};
+
+/// What the relay needs from outside.
+#[derive(Clone)]
+pub struct Deps {
+    /// The source of truth.
+    pub db: Db,
+    /// The vector store.
+    pub vectors: Vectors,
+    /// The embedding service.
+    pub embedding: Channel,
+}
+
+/// Serves RelayService on `listener` and delivers, until `shutdown`: at soft it ends and
+/// settles what is under way and gives its lanes back.
+///
+/// # Errors
+/// When the configuration is not valid, or a task of it fails.
+pub async fn run(
+    config: Config,
+    deps: Deps,
+    listener: TcpListener,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    config.validate().map_err(anyhow::Error::msg)?;
+    let owner = RelayId::generate();
+    let embedder = Embedder::new(deps.embedding, config.model.clone(), config.embed_timeout());
+    let sink = Arc::new(QdrantSink::new(
+        deps.db.clone(),
+        deps.vectors,
+        embedder,
+        config.alias.clone(),
+    ));
+    let engine = Engine::new(deps.db.clone(), sink, config.engine.clone(), owner);
+    let service = RelayGrpc::new(deps.db.clone(), owner, engine.stats());
+
+    let wake = Wake::default();
+    let tasks = shutdown.tasks();
+    if config.engine.listen {
+        let listen = wake.clone().listen(deps.db, shutdown.soft());
+        tasks.spawn("outbox ear", async {
+            listen.await;
+            Ok(())
+        });
+    }
+    let (soft, hard) = (shutdown.soft(), shutdown.hard());
+    tasks.spawn("relay engine", async {
+        engine.run(wake, soft, hard).await;
+        Ok(())
+    });
+    let options = GrpcOptions::new(&["waybill.relay.v1.RelayService"], FILE_DESCRIPTOR_SET);
+    let routes = Routes::new(RelayServiceServer::new(service));
+    let served = server::serve(listener, routes, options, shutdown.clone()).await;
+    // A server that could not start must not leave the engine running alone.
+    shutdown.trigger();
+    tasks.finish().await?;
+    served
+}

@@ -1,0 +1,231 @@
+//! The sink that keeps the vector store equal to Postgres.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use serde_json::Value;
+use uuid::Uuid;
+use waybill_domain::{ErrorClass, Kind, SinkName, embedding_text};
+use waybill_outbox::{DeliveryError, Key, Permit, Sink};
+use waybill_storage::{
+    Db, StorageError,
+    points::{self, ChunkRow},
+    settle::Confirmed,
+};
+use waybill_vectors::{CollectionSpec, PointWrite, VectorError, Vectors};
+
+use crate::embedder::Embedder;
+
+/// Delivers chunks to Qdrant.
+pub(crate) struct QdrantSink {
+    db: Db,
+    vectors: Vectors,
+    embedder: Embedder,
+    alias: String,
+    /// What was ensured to be there; forgotten when the store says otherwise.
+    target: Mutex<Option<Arc<Target>>>,
+}
+
+/// Where points go.
+struct Target {
+    model: String,
+    collection: CollectionSpec,
+}
+
+impl QdrantSink {
+    pub(crate) fn new(db: Db, vectors: Vectors, embedder: Embedder, alias: String) -> Self {
+        Self {
+            db,
+            vectors,
+            embedder,
+            alias,
+            target: Mutex::new(None),
+        }
+    }
+
+    fn known_target(&self) -> Option<Arc<Target>> {
+        self.target
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn remember(&self, target: Option<Arc<Target>>) {
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
+    }
+
+    /// Finds out where points go, and makes sure that it is there. Two deliveries may do so at
+    /// once: it can be done twice.
+    async fn target(&self) -> Result<Arc<Target>, DeliveryError> {
+        if let Some(target) = self.known_target() {
+            return Ok(target);
+        }
+        let (model, collection) = self.embedder.model().await?;
+        self.vectors
+            .ensure_collection(&collection, &self.alias)
+            .await
+            .map_err(|error| self.failure(&error))?;
+        let live = self
+            .vectors
+            .alias_target(&self.alias)
+            .await
+            .map_err(|error| self.failure(&error))?;
+        if live.as_ref() != Some(&collection.name) {
+            // Every key is confirmed for the other collection: filling this one would take a
+            // new start, and searching it before that would find next to nothing.
+            let message = format!(
+                "alias {:?} points to {live:?}, made by another model than {model:?}: configure that model, or delete the alias and its collection",
+                self.alias
+            );
+            return Err(DeliveryError::new(ErrorClass::Transient, message));
+        }
+        let target = Arc::new(Target { model, collection });
+        self.remember(Some(Arc::clone(&target)));
+        Ok(target)
+    }
+
+    fn failure(&self, error: &VectorError) -> DeliveryError {
+        if matches!(
+            error,
+            VectorError::CollectionMissing(_) | VectorError::CollectionMismatch { .. }
+        ) {
+            self.remember(None);
+        }
+        let mut failure = DeliveryError::new(error.class(), error.to_string());
+        failure.retry_after = error.retry_after();
+        failure
+    }
+
+    /// Loads the rows that exist, and deletes the points of those that don't.
+    async fn load_or_delete(
+        &self,
+        target: &Target,
+        keys: &[Uuid],
+        permit: &Permit,
+    ) -> Result<Vec<ChunkRow>, DeliveryError> {
+        let mut rows = points::load_chunks(&self.db, keys)
+            .await
+            .map_err(|error| database(&error))?;
+        let mut absent = absent(keys, &rows);
+        if absent.is_empty() {
+            return Ok(rows);
+        }
+        // The bound is read first, then the rows once more: one that comes back after this has
+        // a version above the bound, so this delete can't touch its point however late it lands.
+        let bound = points::version_bound(&self.db)
+            .await
+            .map_err(|error| database(&error))?;
+        rows.extend(
+            points::load_chunks(&self.db, &absent)
+                .await
+                .map_err(|error| database(&error))?,
+        );
+        absent = self::absent(keys, &rows);
+        let time_left = permit.time_left()?;
+        self.vectors
+            .delete(&target.collection.name, &absent, bound, time_left)
+            .await
+            .map_err(|error| self.failure(&error))?;
+        Ok(rows)
+    }
+
+    async fn upsert(
+        &self,
+        target: &Target,
+        rows: Vec<ChunkRow>,
+        permit: &Permit,
+    ) -> Result<(), DeliveryError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let texts = rows
+            .iter()
+            .map(|row| embedding_text(&row.headings, &row.text))
+            .collect();
+        let embedded = match self
+            .embedder
+            .embed(&target.model, target.collection.dimensions, texts)
+            .await
+        {
+            Ok(embedded) => embedded,
+            Err(error) => {
+                // The service may have come back with another model: ask again.
+                self.remember(None);
+                return Err(error);
+            }
+        };
+        let writes = rows
+            .into_iter()
+            .zip(embedded)
+            .map(|(row, embedded)| PointWrite {
+                id: row.id,
+                project_id: row.project_id,
+                kind: Kind::Chunk,
+                source_id: row.source_id,
+                version: row.version,
+                metadata: match row.metadata {
+                    Value::Object(metadata) => metadata,
+                    _ => serde_json::Map::new(),
+                },
+                dense: embedded.dense,
+                sparse: embedded.sparse,
+            })
+            .collect();
+        let time_left = permit.time_left()?;
+        self.vectors
+            .upsert(&target.collection.name, writes, time_left)
+            .await
+            .map_err(|error| self.failure(&error))
+    }
+}
+
+#[async_trait]
+impl Sink for QdrantSink {
+    fn name(&self) -> SinkName {
+        SinkName::Qdrant
+    }
+
+    async fn deliver(
+        &self,
+        keys: &[Key],
+        permit: &Permit,
+    ) -> Result<Vec<Confirmed>, DeliveryError> {
+        let target = self.target().await?;
+        let ids: Vec<Uuid> = keys.iter().map(|key| key.id).collect();
+        let rows = self.load_or_delete(&target, &ids, permit).await?;
+        let mut confirmed: Vec<Confirmed> = rows
+            .iter()
+            .map(|row| Confirmed {
+                kind: Kind::Chunk,
+                key: row.id,
+                version: Some(row.version),
+            })
+            .collect();
+        confirmed.extend(absent(&ids, &rows).into_iter().map(|key| Confirmed {
+            kind: Kind::Chunk,
+            key,
+            version: None,
+        }));
+        self.upsert(&target, rows, permit).await?;
+        Ok(confirmed)
+    }
+}
+
+fn absent(keys: &[Uuid], rows: &[ChunkRow]) -> Vec<Uuid> {
+    let present: HashSet<Uuid> = rows.iter().map(|row| row.id).collect();
+    keys.iter()
+        .copied()
+        .filter(|key| !present.contains(key))
+        .collect()
+}
+
+fn database(error: &StorageError) -> DeliveryError {
+    // Never the key's fault, whatever the class: Postgres doesn't know yet what it is for.
+    DeliveryError::new(
+        ErrorClass::Transient,
+        format!("load the current rows: {error}"),
+    )
+}
