@@ -1,0 +1,355 @@
+//! The whole configuration: one section for each store and service.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use waybill_runtime::config::{ConfigError, Loader, Secret, SecretUrl, ShutdownConfig};
+use waybill_runtime::telemetry::Format;
+use waybill_storage::DbConfig;
+use waybill_vectors::QdrantConfig;
+
+use crate::client::Role;
+
+/// Names that other programs use too, below our own names for the same keys.
+const ALIASES: [(&str, &str); 3] = [
+    ("DATABASE_URL", "database.url"),
+    ("REDIS_URL", "redis.url"),
+    ("QDRANT_URL", "qdrant.url"),
+];
+
+/// Variables of the command line, which share our prefix but are no keys.
+const NOT_KEYS: [&str; 7] = [
+    "WAYBILL_CONFIG",
+    "WAYBILL_DATA_DIR",
+    "WAYBILL_ENDPOINT",
+    "WAYBILL_MODEL_DIR",
+    "WAYBILL_MODELS_DIR",
+    "WAYBILL_PROJECT",
+    "WAYBILL_RELAY_ENDPOINT",
+];
+
+/// Everything that can be configured. The defaults are the lowest layer.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AppConfig {
+    pub(crate) database: DatabaseSection,
+    pub(crate) redis: RedisSection,
+    pub(crate) qdrant: QdrantSection,
+    pub(crate) listen: ListenSection,
+    pub(crate) endpoints: EndpointsSection,
+    pub(crate) ingestion: waybill_ingestion::Config,
+    pub(crate) embedding: waybill_embedding::Config,
+    pub(crate) relay: waybill_relay::Config,
+    pub(crate) shutdown: ShutdownConfig,
+    pub(crate) log: LogSection,
+}
+
+/// Postgres, the source of truth.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DatabaseSection {
+    /// `postgres://user@host/database`; `sslmode` in it decides about TLS. Empty: `waybill
+    /// up` runs one of its own.
+    pub(crate) url: SecretUrl,
+    /// The most connections a process opens.
+    pub(crate) max_connections: u32,
+    /// How long a request waits for a connection before it is told that there is none.
+    pub(crate) acquire_timeout_ms: u64,
+}
+
+impl Default for DatabaseSection {
+    fn default() -> Self {
+        Self {
+            url: SecretUrl::default(),
+            // Three services with replicas fit into the 100 that Postgres allows by default.
+            max_connections: 20,
+            // Longer than a failover's first retry, shorter than what callers wait.
+            acquire_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// Redis, the LLM work queue.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RedisSection {
+    /// `redis://host:6379`. Empty: `waybill up` runs one of its own.
+    pub(crate) url: SecretUrl,
+}
+
+/// Qdrant, the vector store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct QdrantSection {
+    /// Its gRPC address, `http://host:6334`. Empty: `waybill up` runs the engine itself.
+    pub(crate) url: SecretUrl,
+    /// Sent with every call, if the server wants one.
+    pub(crate) api_key: Secret,
+    /// How long a call may take that has no deadline of its own.
+    pub(crate) timeout_ms: u64,
+}
+
+impl Default for QdrantSection {
+    fn default() -> Self {
+        // Creating a collection on a busy server takes a second or two.
+        Self {
+            url: SecretUrl::default(),
+            api_key: Secret::default(),
+            timeout_ms: 10_000,
+        }
+    }
+}
+
+/// Where `waybill serve` listens. `waybill up` has flags of its own.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ListenSection {
+    pub(crate) ingestion: SocketAddr,
+    pub(crate) embedding: SocketAddr,
+    pub(crate) relay: SocketAddr,
+}
+
+impl Default for ListenSection {
+    fn default() -> Self {
+        // Loopback: a service that is open to a network should be so on purpose.
+        let at = |role: Role| SocketAddr::from((Ipv4Addr::LOCALHOST, role.default_port()));
+        Self {
+            ingestion: at(Role::Ingestion),
+            embedding: at(Role::Search),
+            relay: at(Role::Relay),
+        }
+    }
+}
+
+/// Where services find each other, for `waybill serve`. `waybill up` knows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct EndpointsSection {
+    /// The embedding service, for the relay.
+    pub(crate) embedding: String,
+}
+
+impl Default for EndpointsSection {
+    fn default() -> Self {
+        Self {
+            embedding: format!("http://127.0.0.1:{}", Role::Search.default_port()),
+        }
+    }
+}
+
+/// Logs.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LogSection {
+    /// How lines look. What is logged is set by the variable WAYBILL_LOG.
+    pub(crate) format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogFormat {
+    /// For people on a terminal, JSON otherwise.
+    #[default]
+    Auto,
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+impl From<LogFormat> for Format {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Auto => Self::Auto,
+            LogFormat::Human => Self::Human,
+            LogFormat::Json => Self::Json,
+        }
+    }
+}
+
+impl AppConfig {
+    /// Reads all layers and checks the result. Nothing else is done before.
+    pub(crate) fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut loader = Loader::from_environment().toml_file(file);
+        for (variable, key) in ALIASES {
+            loader = loader.alias(variable, key);
+        }
+        for variable in NOT_KEYS {
+            loader = loader.ignore(variable);
+        }
+        let config: Self = loader.load()?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        check_scheme(
+            "database.url",
+            &self.database.url,
+            &["postgres", "postgresql"],
+        )?;
+        check_scheme("redis.url", &self.redis.url, &["redis", "rediss"])?;
+        check_scheme("qdrant.url", &self.qdrant.url, &["http", "https"])?;
+        check_range(
+            "database.max_connections",
+            self.database.max_connections.into(),
+            1..=1_000,
+        )?;
+        // Less than a tenth of a second refuses work on any hiccup; an hour is a slip.
+        let timeouts = 100..=3_600_000;
+        check_range(
+            "database.acquire_timeout_ms",
+            self.database.acquire_timeout_ms,
+            timeouts.clone(),
+        )?;
+        check_range("qdrant.timeout_ms", self.qdrant.timeout_ms, timeouts)?;
+        self.ingestion
+            .validate()
+            .map_err(|problem| section_error("ingestion", &problem))?;
+        self.embedding.validate()?;
+        self.relay
+            .validate()
+            .map_err(|problem| section_error("relay", &problem))?;
+        self.shutdown.validate("shutdown")
+    }
+
+    /// Says how to reach Postgres. `application` is what `pg_stat_activity` shows.
+    pub(crate) fn db(&self, application: &str) -> Result<DbConfig, ConfigError> {
+        require(
+            "database.url",
+            &self.database.url,
+            "postgres://user@host/waybill",
+        )?;
+        Ok(DbConfig {
+            url: self.database.url.expose().to_owned(),
+            max_connections: self.database.max_connections,
+            acquire_timeout: Duration::from_millis(self.database.acquire_timeout_ms),
+            application_name: application.to_owned(),
+        })
+    }
+
+    /// Says how to reach Qdrant.
+    pub(crate) fn qdrant(&self) -> Result<QdrantConfig, ConfigError> {
+        require("qdrant.url", &self.qdrant.url, "http://host:6334")?;
+        let key =
+            (!self.qdrant.api_key.is_empty()).then(|| self.qdrant.api_key.expose().to_owned());
+        let mut config = QdrantConfig::new(self.qdrant.url.expose()).with_api_key(key);
+        config.timeout = Duration::from_millis(self.qdrant.timeout_ms);
+        Ok(config)
+    }
+}
+
+/// Lists the variables of the environment that the configuration takes.
+pub(crate) fn variables_in_use() -> Vec<String> {
+    let is_ours = |name: &String| {
+        ALIASES.iter().any(|(alias, _)| alias == name)
+            || name.starts_with("WAYBILL_")
+                && name.contains("__")
+                && !NOT_KEYS.contains(&name.as_str())
+    };
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let mut names: Vec<_> = names.filter(is_ours).collect();
+    names.sort();
+    names
+}
+
+fn check_scheme(key: &str, url: &SecretUrl, schemes: &[&str]) -> Result<(), ConfigError> {
+    let scheme = url
+        .expose()
+        .split_once("://")
+        .map_or("", |(scheme, _)| scheme);
+    if url.is_empty() || schemes.contains(&scheme) {
+        return Ok(());
+    }
+    let fix = format!("begin it with {}://", schemes.join(":// or "));
+    Err(ConfigError::invalid(
+        key,
+        url,
+        "is a URL of another kind",
+        &fix,
+    ))
+}
+
+/// Makes an error of a section's own complaint, "key is value: fix".
+fn section_error(section: &str, complaint: &str) -> ConfigError {
+    let (problem, fix) = complaint.split_once(": ").unwrap_or((complaint, "mend it"));
+    let (key, problem) = problem.split_once(' ').unwrap_or(("", problem));
+    // Some sections name themselves, some don't.
+    let key = key
+        .strip_prefix(section)
+        .map_or(key, |key| key.trim_start_matches('.'));
+    ConfigError {
+        key: Some(format!("{section}.{key}")),
+        value: None,
+        origin: None,
+        problem: problem.to_owned(),
+        fix: fix.to_owned(),
+    }
+}
+
+fn check_range(
+    key: &str,
+    value: u64,
+    range: std::ops::RangeInclusive<u64>,
+) -> Result<(), ConfigError> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let fix = format!("write {} to {}", range.start(), range.end());
+    Err(ConfigError::invalid(key, value, "is out of range", &fix))
+}
+
+fn require(key: &str, url: &SecretUrl, example: &str) -> Result<(), ConfigError> {
+    if !url.is_empty() {
+        return Ok(());
+    }
+    let variable = ALIASES
+        .iter()
+        .find(|(_, aliased)| *aliased == key)
+        .map_or("it", |(name, _)| name);
+    let fix = format!("set {variable}, or `{key}` in the file, such as {example}");
+    Err(ConfigError::invalid(key, "\"\"", "is not set", &fix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        AppConfig::default().validate().unwrap();
+    }
+
+    #[test]
+    fn a_store_that_is_needed_and_not_named_says_how_to_name_it() {
+        let error = AppConfig::default().db("x").unwrap_err().to_string();
+        assert!(
+            error.contains("DATABASE_URL") && error.contains("postgres://"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_section_s_complaint_names_its_key_once() {
+        for key in ["group_items", "ingestion.group_items"] {
+            let error = section_error("ingestion", &format!("{key} is 0: set it to 1 at least"));
+            let expected = "configuration: `ingestion.group_items`: is 0; set it to 1 at least";
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_url_of_another_kind_is_refused_without_its_password() {
+        let mut config = AppConfig::default();
+        config.database.url = SecretUrl::new("mysql://me:hunter2@db/x");
+        let error = config.validate().unwrap_err().to_string();
+        assert!(
+            error.contains("database.url") && error.contains("postgres://"),
+            "{error}"
+        );
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}

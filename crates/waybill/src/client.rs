@@ -1,0 +1,247 @@
+//! How a client command reaches its service, and what it says when it can't.
+
+use std::error::Error as _;
+use std::fmt;
+
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use waybill_api::embedding::v1::search_service_client::SearchServiceClient;
+use waybill_api::ingestion::v1::ingestion_service_client::IngestionServiceClient;
+use waybill_api::relay::v1::relay_service_client::RelayServiceClient;
+
+use crate::cli::EndpointArgs;
+use crate::endpoints::{self, Endpoints};
+use crate::exit::Usage;
+use crate::paths;
+
+/// Answers carry whole documents (`GetSource` with its text), so tonic's 4 MiB are too few.
+const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
+
+/// A service that people talk to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Ingestion,
+    Search,
+    Relay,
+}
+
+impl Role {
+    /// Ports that `waybill up` takes if it can, and `waybill serve` by default.
+    pub(crate) const fn default_port(self) -> u16 {
+        match self {
+            Self::Ingestion => 7701,
+            // 7702 is the extraction service's.
+            Self::Search => 7703,
+            Self::Relay => 7704,
+        }
+    }
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingestion => "ingestion service",
+            Self::Search => "search service",
+            Self::Relay => "relay",
+        }
+    }
+
+    fn of(self, endpoints: &Endpoints) -> String {
+        match self {
+            Self::Ingestion => endpoints.ingestion.clone(),
+            Self::Search => endpoints.embedding.clone(),
+            Self::Relay => endpoints.relay.clone(),
+        }
+    }
+}
+
+/// A service's address, and how we came by it.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    role: Role,
+    pub(crate) url: String,
+    origin: Origin,
+}
+
+#[derive(Debug, Clone)]
+enum Origin {
+    Named,
+    RunningUp { pid: u32, file: String },
+    Default,
+}
+
+/// Nothing answers there.
+#[derive(Debug, thiserror::Error)]
+#[error("the {} can't be reached at {} ({}): {}\n{}", .target.role, .target.url, .target.origin, .reason, .target.origin.advice())]
+pub(crate) struct Unreachable {
+    target: Target,
+    reason: String,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named => f.write_str("as you named it"),
+            Self::RunningUp { pid, file } => {
+                write!(f, "`waybill up`, process {pid}, wrote this to {file}")
+            }
+            Self::Default => f.write_str("the default, as no `waybill up` runs here"),
+        }
+    }
+}
+
+impl Origin {
+    const fn advice(&self) -> &'static str {
+        match self {
+            Self::Named => "hint: check --endpoint (or WAYBILL_ENDPOINT) and that the service runs",
+            Self::RunningUp { .. } | Self::Default => {
+                "hint: start one with `waybill up`, or name another with --endpoint"
+            }
+        }
+    }
+}
+
+impl Target {
+    /// Finds a service: the URL named, else the running `waybill up`, else the default port.
+    pub(crate) fn find(
+        role: Role,
+        named: Option<&str>,
+        args: &EndpointArgs,
+    ) -> anyhow::Result<Self> {
+        if let Some(url) = named {
+            check_url(url)?;
+            return Ok(Self {
+                role,
+                url: url.to_owned(),
+                origin: Origin::Named,
+            });
+        }
+        // Without a home directory there is no file to look at, and the default will do.
+        if let Ok(data_dir) = paths::data_dir(args.data_dir.data_dir.as_deref()) {
+            let file = endpoints::file_in(&data_dir);
+            if let Some(endpoints) = Endpoints::read(&file)? {
+                let url = role.of(&endpoints);
+                let file = file.display().to_string();
+                let origin = Origin::RunningUp {
+                    pid: endpoints.pid,
+                    file,
+                };
+                return Ok(Self { role, url, origin });
+            }
+        }
+        let url = format!("http://127.0.0.1:{}", role.default_port());
+        Ok(Self {
+            role,
+            url,
+            origin: Origin::Default,
+        })
+    }
+
+    /// Prepares a connection. It is made when it is first used.
+    pub(crate) fn channel(&self) -> anyhow::Result<Channel> {
+        waybill_runtime::grpc::channel(&self.url)
+    }
+
+    /// Turns a service's answer into what a person can act on.
+    pub(crate) fn explain(&self, status: &Status) -> anyhow::Error {
+        // Only a status made on this side has a source.
+        match status.source() {
+            Some(source) => Unreachable {
+                target: self.clone(),
+                reason: root(source),
+            }
+            .into(),
+            None => {
+                let what = describe(status.code(), status.message());
+                let hint = if status.code() == Code::NotFound && what.contains("no project") {
+                    "\nhint: `waybill projects ls` lists what there is, --project names one"
+                } else {
+                    ""
+                };
+                anyhow::anyhow!("{what}{hint}")
+            }
+        }
+    }
+}
+
+/// A connection to the ingestion service.
+pub(crate) fn ingestion(
+    args: &EndpointArgs,
+) -> anyhow::Result<(IngestionServiceClient<Channel>, Target)> {
+    let target = Target::find(Role::Ingestion, args.endpoint.as_deref(), args)?;
+    let client =
+        IngestionServiceClient::new(target.channel()?).max_decoding_message_size(MAX_ANSWER_BYTES);
+    Ok((client, target))
+}
+
+/// A connection to the search service.
+pub(crate) fn search(
+    args: &EndpointArgs,
+) -> anyhow::Result<(SearchServiceClient<Channel>, Target)> {
+    let target = Target::find(Role::Search, args.endpoint.as_deref(), args)?;
+    let client =
+        SearchServiceClient::new(target.channel()?).max_decoding_message_size(MAX_ANSWER_BYTES);
+    Ok((client, target))
+}
+
+/// A connection to the relay.
+pub(crate) fn relay(
+    named: Option<&str>,
+    args: &EndpointArgs,
+) -> anyhow::Result<(RelayServiceClient<Channel>, Target)> {
+    let target = Target::find(Role::Relay, named, args)?;
+    Ok((RelayServiceClient::new(target.channel()?), target))
+}
+
+/// Says what a code and its message mean.
+pub(crate) fn describe(code: Code, message: &str) -> String {
+    match code {
+        // The message says it all.
+        Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition => {
+            message.to_owned()
+        }
+        Code::Unimplemented => {
+            format!("{message} (is this the right service, and as new as this program?)")
+        }
+        _ => format!("{message} ({code:?})"),
+    }
+}
+
+fn check_url(url: &str) -> Result<(), Usage> {
+    let valid = url.parse::<tonic::transport::Uri>().is_ok_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
+    });
+    if valid {
+        return Ok(());
+    }
+    Err(Usage(format!(
+        "{url:?} is no endpoint: expected a URL such as http://127.0.0.1:7701"
+    )))
+}
+
+/// The innermost cause says most: "connection refused" rather than "transport error".
+fn root(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_a_url() {
+        assert!(check_url("http://127.0.0.1:7701").is_ok());
+        assert!(check_url("https://waybill.example.com").is_ok());
+        for bad in ["", "localhost:7701", "ftp://x", "http://"] {
+            assert!(check_url(bad).is_err(), "{bad:?}");
+        }
+    }
+}

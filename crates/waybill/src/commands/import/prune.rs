@@ -1,0 +1,58 @@
+//! `--prune`: sources that the input does not have any more.
+
+use std::collections::HashSet;
+
+use tonic::Code;
+use tonic::transport::Channel;
+use waybill_api::ingestion::v1::ingestion_service_client::IngestionServiceClient;
+use waybill_api::ingestion::v1::{DeleteSourceRequest, ListSourcesRequest, SourceState};
+
+use crate::client::Target;
+
+/// The most a page may hold.
+const PAGE: i32 = 1_000;
+
+/// Deletes the sources under `prefix` that are not in `seen`. Returns how many.
+pub(super) async fn run(
+    mut client: IngestionServiceClient<Channel>,
+    target: &Target,
+    project: &str,
+    prefix: &str,
+    seen: &HashSet<String>,
+) -> anyhow::Result<u64> {
+    let mut pruned = 0;
+    let mut page_token = String::new();
+    loop {
+        let request = ListSourcesRequest {
+            project: project.to_owned(),
+            page_size: PAGE,
+            page_token,
+            uri_prefix: prefix.to_owned(),
+            state: SourceState::Unspecified.into(),
+        };
+        let page = client
+            .list_sources(request)
+            .await
+            .map_err(|status| target.explain(&status))?;
+        let page = page.into_inner();
+        for source in page.sources {
+            if seen.contains(&source.uri) {
+                continue;
+            }
+            let request = DeleteSourceRequest {
+                project: project.to_owned(),
+                uri: source.uri,
+            };
+            match client.delete_source(request).await {
+                Ok(_) => pruned += 1,
+                // Somebody else was faster.
+                Err(status) if status.code() == Code::NotFound => {}
+                Err(status) => return Err(target.explain(&status)),
+            }
+        }
+        if page.next_page_token.is_empty() {
+            return Ok(pruned);
+        }
+        page_token = page.next_page_token;
+    }
+}

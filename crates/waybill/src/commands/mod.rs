@@ -1,0 +1,11 @@
+//! One module a command.
+
+pub(crate) mod config;
+pub(crate) mod import;
+pub(crate) mod migrate;
+pub(crate) mod projects;
+pub(crate) mod search;
+pub(crate) mod serve;
+pub(crate) mod sources;
+pub(crate) mod status;
+pub(crate) mod up;

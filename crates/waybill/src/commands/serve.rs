@@ -1,0 +1,65 @@
+//! `waybill serve`.
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use waybill_runtime::{Shutdown, telemetry};
+use waybill_storage::Db;
+
+use crate::app_config::AppConfig;
+use crate::cli::{ServeArgs, ServiceName};
+use crate::exit::Usage;
+use crate::services;
+
+/// Runs the command, until a signal or until the service fails.
+pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let config = AppConfig::load(args.source.config.as_deref())?;
+    let (name, application) = match args.service {
+        ServiceName::Ingestion => ("ingestion", "waybill-ingestion"),
+        ServiceName::Embedding => ("embedding", "waybill-embedding"),
+        ServiceName::Relay => ("relay", "waybill-relay"),
+    };
+    let database = config.db(application)?;
+    if args.service != ServiceName::Ingestion {
+        config.qdrant()?;
+    }
+    let _telemetry = telemetry::init(application, config.log.format.into())?;
+    let shutdown = Shutdown::on_signals(config.shutdown.deadline()).context("watch for signals")?;
+
+    let address = args.listen.unwrap_or(match args.service {
+        ServiceName::Ingestion => config.listen.ingestion,
+        ServiceName::Embedding => config.listen.embedding,
+        ServiceName::Relay => config.listen.relay,
+    });
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        Usage(format!(
+            "can't listen on {address} ({error}): set `listen.{name}` or --listen"
+        ))
+    })?;
+
+    let db = Db::connect(&database).context("read database.url")?;
+    db.check_schema()
+        .await
+        .context("check the schema of the database")?;
+    tracing::info!(service = name, listen = %listener.local_addr()?, "serving");
+    let served = serve(args.service, &config, db.clone(), listener, shutdown).await;
+    db.close().await;
+    served
+}
+
+async fn serve(
+    service: ServiceName,
+    config: &AppConfig,
+    db: Db,
+    listener: TcpListener,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    match service {
+        ServiceName::Ingestion => services::ingestion(config, db, listener, shutdown).await,
+        ServiceName::Embedding => services::embedding(config, db, listener, shutdown).await,
+        ServiceName::Relay => {
+            let embedding = waybill_runtime::grpc::channel(&config.endpoints.embedding)
+                .context("read endpoints.embedding")?;
+            services::relay(config, db, embedding, listener, shutdown).await
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! `waybill up`: every service in one process, over stores of its own.
+//!
+//! The order is: configuration, data directory, ports, stores, schema, services, and back.
+//! Whatever can be refused is refused before a store starts.
+
+mod banner;
+#[cfg(feature = "embedded")]
+mod embedded;
+#[cfg(not(feature = "embedded"))]
+mod external;
+mod health;
+mod model;
+mod ports;
+mod steps;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use console::style;
+use tokio::time::Instant;
+use waybill_runtime::{Shutdown, Tasks, telemetry};
+use waybill_storage::Db;
+
+use self::banner::Banner;
+#[cfg(feature = "embedded")]
+use self::embedded::{Home, Stores};
+#[cfg(not(feature = "embedded"))]
+use self::external::{Home, Stores};
+use self::ports::Ports;
+use self::steps::{Done, step};
+use crate::app_config::{AppConfig, LogFormat};
+use crate::cli::UpArgs;
+use crate::endpoints::{self, Endpoints};
+use crate::out::{Out, ReaderGone};
+use crate::{paths, services, text};
+
+/// Runs the command, until a signal or until a service fails.
+pub(crate) async fn run(args: UpArgs) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let mut config = AppConfig::load(args.source.config.as_deref())?;
+    let data_dir = paths::data_dir(args.data_dir.data_dir.as_deref())?;
+    model::choose(&mut config, args.model_dir.as_deref(), &data_dir)?;
+    let _telemetry = telemetry::init("waybill", log_format(config.log.format))?;
+    let shutdown = Shutdown::on_signals(config.shutdown.deadline()).context("watch for signals")?;
+
+    let home = Home::take(&data_dir)?;
+    let ports = Ports::bind(&args).await?;
+    let files = Files::of(&home, &args);
+    let version = env!("CARGO_PKG_VERSION");
+    eprintln!("waybill {version}, data in {}", home.path().display());
+
+    let soft = shutdown.soft();
+    let running = tokio::select! {
+        running = Box::pin(Running::start(&home, config, ports, &shutdown)) => running?,
+        // Nothing was promised to anybody yet: the stores are dropped where they are.
+        () = soft.cancelled() => {
+            eprintln!("stopped before it was up");
+            return Ok(());
+        }
+    };
+    let announced = announce(&running, &files, &args, begun);
+    if announced.is_ok() {
+        running.until_stopping(&shutdown).await;
+    }
+    files.remove();
+    let stopped = running.stop().await;
+    // The first error is the cause.
+    announced.and(stopped)
+}
+
+/// Lines for machines would stand between our own lines for people.
+fn log_format(configured: LogFormat) -> telemetry::Format {
+    match configured {
+        LogFormat::Auto => telemetry::Format::Human,
+        named => named.into(),
+    }
+}
+
+/// The files by which others find this process.
+struct Files {
+    data_dir: PathBuf,
+    endpoints: PathBuf,
+    ready: Option<PathBuf>,
+}
+
+impl Files {
+    fn of(home: &Home, args: &UpArgs) -> Self {
+        let data_dir = home.path().to_owned();
+        Self {
+            endpoints: endpoints::file_in(&data_dir),
+            data_dir,
+            ready: args.ready_file.clone(),
+        }
+    }
+
+    fn write(&self, endpoints: &Endpoints) -> anyhow::Result<()> {
+        endpoints.write(&self.endpoints)?;
+        match &self.ready {
+            Some(path) => endpoints.write(path),
+            None => Ok(()),
+        }
+    }
+
+    fn remove(&self) {
+        Endpoints::remove(&self.endpoints);
+        if let Some(path) = &self.ready {
+            Endpoints::remove(path);
+        }
+    }
+}
+
+fn announce(running: &Running, files: &Files, args: &UpArgs, begun: Instant) -> anyhow::Result<()> {
+    files.write(&running.endpoints)?;
+    if !args.listen_host.is_loopback() {
+        let host = args.listen_host;
+        eprintln!("note: {host} is open to the network, and nobody is asked who they are");
+    }
+    let banner = Banner {
+        endpoints: &running.endpoints,
+        data_dir: &files.data_dir,
+        is_default_dir: is_default(&files.data_dir),
+        model: &running.model,
+        took: begun.elapsed(),
+    };
+    match banner.print(&mut Out::new()) {
+        // Nobody has to read the banner for the services to run.
+        Err(error) if error.is::<ReaderGone>() => Ok(()),
+        result => result,
+    }
+}
+
+fn is_default(data_dir: &Path) -> bool {
+    let default = paths::data_dir(None).and_then(|path| Ok(path.canonicalize()?));
+    default.is_ok_and(|default| default == data_dir)
+}
+
+/// A system that is up.
+///
+/// Services stop in two groups, so that the relay can still embed what it has in flight.
+struct Running {
+    endpoints: Endpoints,
+    model: String,
+    stores: Stores,
+    db: Db,
+    front: Group,
+    back: Group,
+}
+
+/// Services that stop together.
+struct Group {
+    shutdown: Shutdown,
+    tasks: Tasks,
+}
+
+impl Group {
+    fn new(process: &Shutdown) -> Self {
+        let shutdown = Shutdown::manual(process.deadline());
+        tokio::spawn({
+            let (hard, shutdown) = (process.hard(), shutdown.clone());
+            async move {
+                hard.cancelled().await;
+                shutdown.trigger_hard();
+            }
+        });
+        Self {
+            tasks: shutdown.tasks(),
+            shutdown,
+        }
+    }
+
+    fn run(
+        &self,
+        name: &'static str,
+        service: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        let shutdown = self.shutdown.clone();
+        self.tasks.spawn(name, async move {
+            service.await?;
+            anyhow::ensure!(shutdown.is_stopping(), "it ended by itself");
+            Ok(())
+        });
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.shutdown.trigger();
+        self.tasks.finish().await
+    }
+}
+
+impl Running {
+    async fn start(
+        home: &Home,
+        mut config: AppConfig,
+        ports: Ports,
+        process: &Shutdown,
+    ) -> anyhow::Result<Self> {
+        let endpoints = ports.endpoints()?;
+        let stores = Box::pin(Stores::start(home, &mut config)).await?;
+        let db = Db::connect(&config.db("waybill-up")?).context("read database.url")?;
+        step("schema", "migrating", async {
+            db.migrate().await.context("migrate the database")?;
+            Ok(Done::new(
+                (),
+                format!("version {}", waybill_storage::SCHEMA_VERSION),
+            ))
+        })
+        .await?;
+        let (front, back) = (Group::new(process), Group::new(process));
+        let model = model::describe(&config);
+        let running = Self {
+            endpoints,
+            model,
+            stores,
+            db,
+            front,
+            back,
+        };
+        match running.start_services(config, ports).await {
+            Ok(()) => Ok(running),
+            // What made a service fail is what stopping it returns.
+            Err(error) => Err(running.stop().await.err().unwrap_or(error)),
+        }
+    }
+
+    async fn start_services(&self, config: AppConfig, ports: Ports) -> anyhow::Result<()> {
+        let Self {
+            db,
+            front,
+            back,
+            endpoints,
+            ..
+        } = self;
+        let config = Arc::new(config);
+        back.run("embedding", {
+            let (config, db, stop) = (Arc::clone(&config), db.clone(), back.shutdown.clone());
+            async move { services::embedding(&config, db, ports.embedding, stop).await }
+        });
+        front.run("ingestion", {
+            let (config, db, stop) = (Arc::clone(&config), db.clone(), front.shutdown.clone());
+            async move { services::ingestion(&config, db, ports.ingestion, stop).await }
+        });
+        let embedding = waybill_runtime::grpc::channel(&endpoints.embedding)?;
+        front.run("relay", {
+            let (config, db, stop) = (Arc::clone(&config), db.clone(), front.shutdown.clone());
+            async move { services::relay(&config, db, embedding, ports.relay, stop).await }
+        });
+        step("services", "loading the model", async {
+            let urls = [&endpoints.ingestion, &endpoints.embedding, &endpoints.relay];
+            let failed = async {
+                tokio::select! {
+                    () = front.shutdown.soft().cancelled_owned() => {}
+                    () = back.shutdown.soft().cancelled_owned() => {}
+                }
+            };
+            tokio::select! {
+                ready = health::all_serving(&urls) => ready.map(|()| Done::new((), "all answer")),
+                () = failed => Err(anyhow::anyhow!("a service ended by itself")),
+            }
+        })
+        .await
+    }
+
+    /// Waits for a signal, or for a service that fails.
+    async fn until_stopping(&self, process: &Shutdown) {
+        tokio::select! {
+            () = process.soft().cancelled_owned() => {}
+            () = self.front.shutdown.soft().cancelled_owned() => {}
+            () = self.back.shutdown.soft().cancelled_owned() => {}
+        }
+    }
+
+    /// Stops the services, those that use others first, then the stores.
+    async fn stop(self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        eprintln!(
+            "{}",
+            style("stopping: finishing what is in flight")
+                .for_stderr()
+                .dim()
+        );
+        let front = self.front.stop().await;
+        let back = self.back.stop().await;
+        self.db.close().await;
+        self.stores.stop().await;
+        eprintln!("stopped in {}", text::span(begun.elapsed()));
+        front.and(back)
+    }
+}

@@ -1,0 +1,101 @@
+//! The ports of `waybill up`, bound before anything else is done.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+
+use crate::cli::UpArgs;
+use crate::client::Role;
+use crate::endpoints::Endpoints;
+use crate::exit::Usage;
+
+/// A listener for each service.
+#[derive(Debug)]
+pub(super) struct Ports {
+    pub(super) ingestion: TcpListener,
+    pub(super) embedding: TcpListener,
+    pub(super) relay: TcpListener,
+}
+
+impl Ports {
+    /// Binds all of them.
+    pub(super) async fn bind(args: &UpArgs) -> anyhow::Result<Self> {
+        Ok(Self {
+            ingestion: bind(
+                args,
+                Role::Ingestion,
+                args.ingestion_port,
+                "--ingestion-port",
+            )
+            .await?,
+            embedding: bind(args, Role::Search, args.embedding_port, "--embedding-port").await?,
+            relay: bind(args, Role::Relay, args.relay_port, "--relay-port").await?,
+        })
+    }
+
+    /// Returns where clients on this machine find the services.
+    pub(super) fn endpoints(&self) -> anyhow::Result<Endpoints> {
+        Ok(Endpoints {
+            pid: std::process::id(),
+            ingestion: url(&self.ingestion)?,
+            embedding: url(&self.embedding)?,
+            relay: url(&self.relay)?,
+        })
+    }
+}
+
+async fn bind(
+    args: &UpArgs,
+    role: Role,
+    named: Option<NonZeroU16>,
+    flag: &str,
+) -> anyhow::Result<TcpListener> {
+    let host = args.listen_host;
+    let wanted = match named {
+        Some(port) => port.get(),
+        None if args.free_ports => 0,
+        None => role.default_port(),
+    };
+    match TcpListener::bind((host, wanted)).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == ErrorKind::AddrInUse && named.is_none() => {
+            let listener = free(host).await?;
+            let port = listener.local_addr()?.port();
+            eprintln!("port {wanted} is taken: the {role} takes {port}");
+            Ok(listener)
+        }
+        Err(error) if named.is_some() => {
+            let address = SocketAddr::new(host, wanted);
+            Err(Usage(format!(
+                "can't listen on {address} ({error}): choose another {flag}"
+            ))
+            .into())
+        }
+        Err(error) => {
+            let address = SocketAddr::new(host, wanted);
+            let hint = "choose an address of this machine with --listen-host";
+            Err(Usage(format!("can't listen on {address} ({error}): {hint}")).into())
+        }
+    }
+}
+
+/// Binds a port that nobody uses.
+pub(super) async fn free(host: IpAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind((host, 0))
+        .await
+        .with_context(|| format!("listen on a free port of {host}"))
+}
+
+/// Returns the URL of a listener, as seen from this machine.
+pub(super) fn url(listener: &TcpListener) -> anyhow::Result<String> {
+    let mut address = listener
+        .local_addr()
+        .context("read the listener's address")?;
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    Ok(format!("http://{address}"))
+}

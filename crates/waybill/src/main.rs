@@ -1,0 +1,63 @@
+//! Waybill: every service, and the command line, in one binary.
+//!
+//! `waybill --help` is the way in; ARCHITECTURE.md says how the parts hang together.
+
+mod app_config;
+mod cli;
+mod client;
+mod commands;
+mod endpoints;
+mod exit;
+mod out;
+mod paths;
+mod services;
+mod text;
+mod values;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use waybill_runtime::telemetry;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    // In a function of its own, so that telemetry is flushed before the process ends.
+    match try_main() {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => exit::report(&error),
+    }
+}
+
+fn try_main() -> anyhow::Result<u8> {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
+    let code = runtime.block_on(run(cli.command));
+    // A thread that reads a terminal's stdin can't be interrupted: not waited for.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(command: Command) -> anyhow::Result<u8> {
+    // The services' log format is configured, so they start their telemetry themselves.
+    let _telemetry = match &command {
+        Command::Up(_) | Command::Serve(_) => None,
+        _ => Some(telemetry::init("waybill", telemetry::Format::Human)?),
+    };
+    match command {
+        Command::Up(args) => Box::pin(commands::up::run(args)).await?,
+        Command::Import(args) => return Box::pin(commands::import::run(args)).await,
+        Command::Search(args) => commands::search::run(args).await?,
+        Command::Status(args) => commands::status::run(args).await?,
+        Command::Projects(command) => commands::projects::run(command).await?,
+        Command::Sources(command) => commands::sources::run(command).await?,
+        Command::Serve(args) => Box::pin(commands::serve::run(args)).await?,
+        Command::Migrate(source) => commands::migrate::run(source).await?,
+        Command::Config(args) => commands::config::run(&args)?,
+    }
+    Ok(0)
+}

@@ -1,0 +1,43 @@
+//! What the binary says about itself.
+
+use crate::program::{assert_has, run};
+
+#[test]
+fn help_shows_where_to_start_and_the_exit_codes() {
+    let home = tempfile::tempdir().unwrap();
+    let help = run(home.path(), &["--help"]).expect_code(0);
+    assert_has(
+        &help.stdout,
+        &[
+            "waybill up",
+            "waybill import",
+            "waybill search",
+            "Exit codes:",
+        ],
+    );
+    for command in [
+        "up", "import", "search", "status", "projects", "sources", "serve", "migrate", "config",
+    ] {
+        assert_has(&help.stdout, &[&format!("\n  {command} ")]);
+    }
+}
+
+#[test]
+fn commands_show_examples() {
+    let home = tempfile::tempdir().unwrap();
+    for command in ["up", "import", "search", "serve", "config"] {
+        let help = run(home.path(), &[command, "--help"]).expect_code(0);
+        assert_has(&help.stdout, &["Examples:", &format!("waybill {command}")]);
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_a_hint() {
+    let home = tempfile::tempdir().unwrap();
+    let wrong = run(home.path(), &["serch", "x"]).expect_code(2);
+    assert_has(&wrong.stderr, &["search"]);
+    let wrong = run(home.path(), &["search", "x", "--filter", "nonsense"]).expect_code(2);
+    assert_has(&wrong.stderr, &["KEY=VALUE"]);
+    let wrong = run(home.path(), &["import", "x", "--prune"]).expect_code(2);
+    assert_has(&wrong.stderr, &["--uri-prefix"]);
+}
