@@ -1,6 +1,13 @@
 //! The gRPC contract: messages, clients and servers generated from `proto/`. No logic.
-#![expect(missing_docs, reason = "the protos are documented, not the generated code")]
-#![expect(clippy::doc_markdown, clippy::doc_lazy_continuation, reason = "generated from the protos' comments")]
+#![expect(
+    missing_docs,
+    reason = "the protos are documented, not the generated code"
+)]
+#![expect(
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code brings its own"
+)]
 
 /// What several services share.
 pub mod common {

@@ -58,7 +58,12 @@ impl SourceState {
             "extracting" => Self::Extracting,
             "indexed" => Self::Indexed,
             "failed" => Self::Failed,
-            _ => return Err(UnknownState { what: "source state", value: value.to_owned() }),
+            _ => {
+                return Err(UnknownState {
+                    what: "source state",
+                    value: value.to_owned(),
+                });
+            }
         })
     }
 }
@@ -101,7 +106,12 @@ impl PutOutcome {
             "created" => Self::Created,
             "changed" => Self::Changed,
             "unchanged" => Self::Unchanged,
-            _ => return Err(UnknownState { what: "put outcome", value: value.to_owned() }),
+            _ => {
+                return Err(UnknownState {
+                    what: "put outcome",
+                    value: value.to_owned(),
+                });
+            }
         })
     }
 }

@@ -1,0 +1,329 @@
+//! The servers of a measurement: the programs themselves, as they ship.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use serde::Deserialize;
+use tempfile::TempDir;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use waybill_api::embedding::v1::embedding_service_client::EmbeddingServiceClient;
+use waybill_api::embedding::v1::{EmbedRequest, ListModelsRequest, Purpose};
+use waybill_api::relay::v1::GetStatusRequest;
+use waybill_api::relay::v1::relay_service_client::RelayServiceClient;
+use waybill_domain::TextHash;
+use waybill_runtime::grpc;
+use waybill_storage::{Db, DbConfig, OUTBOX_CHANNEL, cache};
+use waybill_testkit::{Program, Signal, TestDb, TestPostgres, eventually, psql, psql_file};
+use waybill_vectors::CollectionSpec;
+
+use super::rows::Round;
+
+/// Starting takes seconds: Postgres is made anew, and a model is loaded.
+const START: Duration = Duration::from_secs(120);
+
+/// Stopping finishes what is in flight.
+const STOP: Duration = Duration::from_secs(60);
+
+/// Longer than any round that is worth looking at.
+const DELIVERY: Duration = Duration::from_secs(600);
+
+/// How often the relay is asked how far it is: 1 % of a round of a second.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Vectors stored in one statement.
+const CACHE_BATCH: usize = 1_000;
+
+/// Everything that runs.
+pub(super) struct Stage {
+    waybill: Program,
+    qdrant: Option<Program>,
+    qdrant_url: String,
+    db: TestDb,
+    pool: Db,
+    embedding: EmbeddingServiceClient<Channel>,
+    relay: RelayServiceClient<Channel>,
+    cache_key: String,
+    dimensions: usize,
+    collection: String,
+    dir: TempDir,
+    /// Last, so that it goes down after those who use it.
+    _postgres: TestPostgres,
+}
+
+#[derive(Deserialize)]
+struct Endpoints {
+    embedding: String,
+    relay: String,
+}
+
+impl Stage {
+    /// Starts everything. Postgres and Qdrant are processes of their own, so that both the
+    /// relay and the ceiling reach Qdrant in the same way.
+    pub(super) async fn set(model_dir: &Path, qdrant_url: Option<&str>) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("waybill-bench-")
+            .tempdir()?;
+        let postgres = TestPostgres::own().await?;
+        let db = postgres.database().await?;
+        let (qdrant, qdrant_url) = match qdrant_url {
+            Some(url) => (None, url.to_owned()),
+            None => start_qdrant(&dir.path().join("qdrant"))
+                .await
+                .map(|(p, url)| (Some(p), url))?,
+        };
+
+        let ready = dir.path().join("ready.json");
+        let arguments = [
+            "up".into(),
+            "--free-ports".into(),
+            "--data-dir".into(),
+            dir.path().join("up"),
+            "--ready-file".into(),
+            ready.clone(),
+            "--model-dir".into(),
+            model_dir.to_owned(),
+        ];
+        let environment = [
+            ("DATABASE_URL", db.url.as_str()),
+            ("QDRANT_URL", qdrant_url.as_str()),
+        ];
+        let waybill = Program::start(
+            sibling("waybill")?,
+            arguments.map(PathBuf::into_os_string),
+            environment,
+        )?;
+        eventually("waybill up is ready", START, async || ready.is_file()).await;
+        let endpoints = std::fs::read_to_string(&ready).context("read the ready file")?;
+        let endpoints: Endpoints =
+            serde_json::from_str(&endpoints).context("read the ready file")?;
+
+        let mut embedding = EmbeddingServiceClient::new(grpc::channel(&endpoints.embedding)?);
+        let cache_key = find_cache_key(&mut embedding, &db.url).await?;
+        let models = embedding
+            .list_models(ListModelsRequest {})
+            .await?
+            .into_inner()
+            .models;
+        let model = models
+            .into_iter()
+            .find(|model| model.default)
+            .context("no default model")?;
+        let dimensions = usize::try_from(model.dimensions)?;
+        let pool = Db::connect(&DbConfig {
+            url: db.url.clone(),
+            max_connections: 4,
+            acquire_timeout: START,
+            application_name: "waybill-bench".to_owned(),
+        })?;
+        Ok(Self {
+            waybill,
+            qdrant,
+            qdrant_url,
+            db,
+            pool,
+            embedding,
+            relay: RelayServiceClient::new(grpc::channel(&endpoints.relay)?),
+            collection: CollectionSpec::for_model(&model.name, dimensions).name,
+            cache_key,
+            dimensions,
+            dir,
+            _postgres: postgres,
+        })
+    }
+
+    pub(super) fn qdrant_url(&self) -> &str {
+        &self.qdrant_url
+    }
+
+    /// The collection that the relay writes to.
+    pub(super) fn collection(&self) -> &str {
+        &self.collection
+    }
+
+    pub(super) fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    /// Stores a vector for each text, as if the model had made it, and checks that the
+    /// embedding service takes it from there.
+    pub(super) async fn fill_cache(&self, texts: &[String]) -> anyhow::Result<()> {
+        stream::iter(texts.chunks(CACHE_BATCH))
+            .map(Ok)
+            .try_for_each(async |texts| {
+                let vectors: Vec<_> = texts
+                    .iter()
+                    .map(|text| (TextHash::of(text), unit_vector(text, self.dimensions)))
+                    .collect();
+                cache::store(&self.pool, &self.cache_key, &vectors)
+                    .await
+                    .map(drop)
+            })
+            .await
+            .context("fill the cache")?;
+        let request = EmbedRequest {
+            texts: texts.first().cloned().into_iter().collect(),
+            purpose: Purpose::Document.into(),
+            ..EmbedRequest::default()
+        };
+        let answer = self.embedding.clone().embed(request).await?.into_inner();
+        ensure!(
+            answer.cached_count == 1,
+            "the embedding service does not find the cached vectors"
+        );
+        Ok(())
+    }
+
+    /// Writes a round's rows and returns the time from their commit to the relay's last
+    /// confirmation.
+    pub(super) async fn deliver(&self, round: &Round<'_>) -> anyhow::Result<Duration> {
+        let sql = self.dir.path().join("round.sql");
+        round.write_sql(&sql)?;
+        let before = self.confirmed_total().await?;
+        psql_file(&self.db.url, &sql)
+            .await
+            .context("write the rows")?;
+        let committed = Instant::now();
+        // As a writer does after its commit.
+        psql(&self.db.url, &format!("NOTIFY {OUTBOX_CHANNEL}")).await?;
+        let wanted = before + i64::try_from(round.len())?;
+        while self.confirmed_total().await? < wanted {
+            ensure!(
+                committed.elapsed() < DELIVERY,
+                "not delivered within {DELIVERY:?}"
+            );
+            tokio::time::sleep(POLL).await;
+        }
+        let took = committed.elapsed();
+
+        let unconfirmed = psql(
+            &self.db.url,
+            &format!(
+                "SELECT count(*) FROM chunk c LEFT JOIN index_state i
+                   ON i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND i.version = c.version
+                 WHERE c.source_id = '{}' AND i.key IS NULL",
+                round.source()
+            ),
+        )
+        .await?;
+        ensure!(
+            unconfirmed == "0",
+            "{unconfirmed} chunks are not confirmed at their version"
+        );
+        Ok(took)
+    }
+
+    async fn confirmed_total(&self) -> anyhow::Result<i64> {
+        let mut relay = self.relay.clone();
+        let status = relay
+            .get_status(GetStatusRequest { with_lanes: false })
+            .await?
+            .into_inner();
+        let sink = status.sinks.into_iter().find(|sink| sink.sink == "qdrant");
+        Ok(sink
+            .context("the relay knows no sink qdrant")?
+            .confirmed_total)
+    }
+
+    /// Stops everything.
+    pub(super) async fn strike(mut self) -> anyhow::Result<()> {
+        self.pool.close().await;
+        self.waybill.signal(Signal::SIGTERM)?;
+        self.waybill.wait(STOP).await?;
+        if let Some(mut qdrant) = self.qdrant {
+            qdrant.signal(Signal::SIGTERM)?;
+            qdrant.wait(STOP).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Finds out under which name the embedding service keeps its model's vectors: it embeds a
+/// text and looks.
+async fn find_cache_key(
+    embedding: &mut EmbeddingServiceClient<Channel>,
+    database_url: &str,
+) -> anyhow::Result<String> {
+    let request = EmbedRequest {
+        texts: vec!["any text".to_owned()],
+        purpose: Purpose::Document.into(),
+        ..EmbedRequest::default()
+    };
+    embedding.embed(request).await.context("embed a text")?;
+    let mut key = String::new();
+    // The cache is written behind the caller's back.
+    eventually("a vector is in the cache", START, async || {
+        let found = psql(database_url, "SELECT model FROM embedding_cache LIMIT 1").await;
+        key = found.unwrap_or_default();
+        !key.is_empty()
+    })
+    .await;
+    Ok(key)
+}
+
+async fn start_qdrant(data_dir: &Path) -> anyhow::Result<(Program, String)> {
+    let arguments = [
+        "--data-dir".into(),
+        data_dir.to_owned(),
+        "--listen".into(),
+        "127.0.0.1:0".into(),
+    ];
+    let none: [(&str, &str); 0] = [];
+    let program = Program::start(
+        sibling("qdrant-local")?,
+        arguments.map(PathBuf::into_os_string),
+        none,
+    )?;
+    // A line with nothing but the address.
+    let address = || {
+        program
+            .output()
+            .iter()
+            .find_map(|line| line.parse::<SocketAddr>().ok())
+    };
+    eventually("qdrant-local listens", START, async || address().is_some()).await;
+    let address = address().context("qdrant-local has not said where it listens")?;
+    Ok((program, format!("http://{address}")))
+}
+
+/// Returns the path of a program that was built along with this one.
+fn sibling(name: &str) -> anyhow::Result<PathBuf> {
+    let path = std::env::current_exe()
+        .context("find this program")?
+        .with_file_name(name);
+    ensure!(
+        path.is_file(),
+        "{} is missing: cargo build --release --bin {name}",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// Makes a vector of length 1 from the text's hash, little-endian.
+fn unit_vector(text: &str, dimensions: usize) -> Vec<u8> {
+    let mut state = u64::from_le_bytes(
+        TextHash::of(text).as_bytes()[..8]
+            .try_into()
+            .unwrap_or_default(),
+    ) | 1;
+    let mut numbers = Vec::with_capacity(dimensions);
+    for _ in 0..dimensions {
+        // xorshift64: any spread will do, the numbers mean nothing.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        numbers.push((state >> 40) as f32 / (1 << 23) as f32 - 1.0);
+    }
+    let length = numbers
+        .iter()
+        .map(|number| number * number)
+        .sum::<f32>()
+        .sqrt();
+    numbers
+        .iter()
+        .flat_map(|number| (number / length).to_le_bytes())
+        .collect()
+}
