@@ -31,26 +31,14 @@ pub(crate) enum BenchCommand {
 /// # Errors
 /// If something can't be set up, or a point was lost.
 pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
-    let BenchCommand::Relay {
-        points,
-        rounds,
-        qdrant,
-    } = command;
+    let BenchCommand::Relay { points, rounds, qdrant } = command;
     let model_dir = up::prepare(up::DEFAULT_MODEL)?;
     up::build(&["waybill", "waybill-bench", "waybill-qdrant-local"])?;
 
-    sh::step(&format!(
-        "delivering {points} points {rounds} times, and sending them straight (2 to 5 minutes)"
-    ));
+    sh::step(&format!("delivering {points} points {rounds} times, and sending them straight (2 to 5 minutes)"));
     let mut bench = Command::new(up::program("waybill-bench"));
     bench
-        .args([
-            "relay",
-            "--points",
-            &points.to_string(),
-            "--rounds",
-            &rounds.to_string(),
-        ])
+        .args(["relay", "--points", &points.to_string(), "--rounds", &rounds.to_string()])
         .arg("--model-dir")
         .arg(model_dir)
         .stderr(Stdio::inherit());
@@ -89,23 +77,11 @@ fn report(result: &RelayResult) -> String {
         result.dimensions,
         result.relay.len()
     );
-    for Ceiling {
-        batch,
-        streams,
-        median,
-    } in &result.ceilings
-    {
+    for Ceiling { batch, streams, median } in &result.ceilings {
         // Writing to a string can't fail.
-        let _ = writeln!(
-            text,
-            "straight, {batch:>5} a batch, {streams} streams  {median:>9.0}"
-        );
+        let _ = writeln!(text, "straight, {batch:>5} a batch, {streams} streams  {median:>9.0}");
     }
-    let rounds: Vec<_> = result
-        .relay
-        .iter()
-        .map(|rate| format!("{rate:.0}"))
-        .collect();
+    let rounds: Vec<_> = result.relay.iter().map(|rate| format!("{rate:.0}")).collect();
     let _ = write!(
         text,
         "ceiling (the best of these)         {:>9.0}\nrelay, median of {:<18} {:>9.0}\nratio                               {:>9.2} (aim: 0.80)\n",

@@ -26,11 +26,7 @@ pub(crate) struct EvalArgs {
     misses: bool,
 }
 
-const MODELS: [ModelName; 3] = [
-    ModelName::Wordllama,
-    ModelName::Minilm,
-    ModelName::MinilmInt8,
-];
+const MODELS: [ModelName; 3] = [ModelName::Wordllama, ModelName::Minilm, ModelName::MinilmInt8];
 
 const PROJECT: &str = "manual";
 
@@ -47,8 +43,7 @@ const END: &str = "<!-- measured: end -->";
 /// # Errors
 /// If something can't be set up or a search fails.
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
-    let manual = system::ensure_postgresql_doc()?
-        .context("the questions are about the PostgreSQL manual")?;
+    let manual = system::ensure_postgresql_doc()?.context("the questions are about the PostgreSQL manual")?;
     up::build(&["waybill", "waybill-bench"])?;
     let mut rows = Vec::new();
     let mut questions = 0;
@@ -66,8 +61,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     if args.write {
         let path = sh::root().join(DOCUMENT);
         let text = fs::read_to_string(&path).with_context(|| format!("read {DOCUMENT}"))?;
-        let text =
-            between(&text, &table).with_context(|| format!("find the marks in {DOCUMENT}"))?;
+        let text = between(&text, &table).with_context(|| format!("find the marks in {DOCUMENT}"))?;
         fs::write(&path, text).with_context(|| format!("write {DOCUMENT}"))?;
     }
     Ok(())
@@ -80,23 +74,13 @@ fn measure(
     model_dir: &Path,
     manual: &Path,
 ) -> anyhow::Result<(usize, Vec<Row>)> {
-    sh::step(&format!(
-        "importing the manual with {} (up to 10 minutes on 2 cores)",
-        model.as_str()
-    ));
+    sh::step(&format!("importing the manual with {} (up to 10 minutes on 2 cores)", model.as_str()));
     let up = Up::start(dir, model_dir)?;
     let imported = up.import(manual, PROJECT)?;
     sh::step("asking the questions (a minute)");
     let mut bench = Command::new(up::program("waybill-bench"));
     bench
-        .args([
-            "eval",
-            "--project",
-            PROJECT,
-            "--embedding",
-            &up.endpoints().embedding,
-            "--questions",
-        ])
+        .args(["eval", "--project", PROJECT, "--embedding", &up.endpoints().embedding, "--questions"])
         .arg(sh::root().join(QUESTIONS))
         .stderr(Stdio::inherit());
     if args.misses {
@@ -107,11 +91,7 @@ fn measure(
         .with_context(|| format!("waybill-bench eval ended with {}", output.status))?;
     up.stop()?;
     let index_s = imported.total_s();
-    let rows = result.modes.into_iter().map(|mode| Row {
-        model: model.as_str(),
-        mode,
-        index_s,
-    });
+    let rows = result.modes.into_iter().map(|mode| Row { model: model.as_str(), mode, index_s });
     Ok((result.questions, rows.collect()))
 }
 
@@ -139,18 +119,9 @@ struct Row {
 
 fn table(questions: usize, rows: &[Row]) -> String {
     let mut text = format!("{questions} questions.\n\n");
-    text.push_str(
-        "| model       | mode    | hit@1 | hit@5 |   MRR | median search | time to index |\n",
-    );
-    text.push_str(
-        "| ----------- | ------- | ----: | ----: | ----: | ------------: | ------------: |\n",
-    );
-    for Row {
-        model,
-        mode,
-        index_s,
-    } in rows
-    {
+    text.push_str("| model       | mode    | hit@1 | hit@5 |   MRR | median search | time to index |\n");
+    text.push_str("| ----------- | ------- | ----: | ----: | ----: | ------------: | ------------: |\n");
+    for Row { model, mode, index_s } in rows {
         let line = format!(
             "| {model:<11} | {:<7} | {:>5.3} | {:>5.3} | {:>5.3} | {:>10.1} ms | {index_s:>11.0} s |",
             mode.mode, mode.hit_at_1, mode.hit_at_5, mode.mrr, mode.median_ms
@@ -165,11 +136,7 @@ fn table(questions: usize, rows: &[Row]) -> String {
 fn between(text: &str, table: &str) -> Option<String> {
     let begin = text.find(BEGIN)? + BEGIN.len();
     let end = begin + text.get(begin..)?.find(END)?;
-    Some(format!(
-        "{}\n\n{table}\n{}",
-        text.get(..begin)?,
-        text.get(end..)?
-    ))
+    Some(format!("{}\n\n{table}\n{}", text.get(..begin)?, text.get(end..)?))
 }
 
 #[cfg(test)]
@@ -186,25 +153,10 @@ mod tests {
 
     #[test]
     fn every_mode_is_a_row() {
-        let mode = Mode {
-            mode: "hybrid".to_owned(),
-            hit_at_1: 0.5,
-            hit_at_5: 0.75,
-            mrr: 0.6,
-            median_ms: 12.34,
-        };
-        let text = table(
-            70,
-            &[Row {
-                model: "minilm",
-                mode,
-                index_s: 99.6,
-            }],
-        );
+        let mode = Mode { mode: "hybrid".to_owned(), hit_at_1: 0.5, hit_at_5: 0.75, mrr: 0.6, median_ms: 12.34 };
+        let text = table(70, &[Row { model: "minilm", mode, index_s: 99.6 }]);
         assert!(
-            text.contains(
-                "| minilm      | hybrid  | 0.500 | 0.750 | 0.600 |       12.3 ms |         100 s |"
-            ),
+            text.contains("| minilm      | hybrid  | 0.500 | 0.750 | 0.600 |       12.3 ms |         100 s |"),
             "{text}"
         );
     }

@@ -22,11 +22,7 @@ use clap::{Parser, Subcommand};
 
 /// What a contributor types.
 #[derive(Debug, Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    disable_help_subcommand = true
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -76,11 +72,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Prepare => prepare::run(),
         Command::Setup => setup(),
         Command::FetchModels { names } => {
-            let names = if names.is_empty() {
-                models::ModelName::ALL.to_vec()
-            } else {
-                names
-            };
+            let names = if names.is_empty() { models::ModelName::ALL.to_vec() } else { names };
             models::fetch(&names, &sh::models_dir())
         }
     }

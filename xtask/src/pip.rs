@@ -41,27 +41,23 @@ impl Wheel {
         ensure_pip()?;
         let download = into.with_extension("download");
         fs::create_dir_all(&download).with_context(|| format!("create {}", download.display()))?;
-        let unpacked = self
-            .download(&download)
-            .and_then(|wheel| unzip(&wheel, into));
+        let unpacked = self.download(&download).and_then(|wheel| unzip(&wheel, into));
         fs::remove_dir_all(&download).with_context(|| format!("remove {}", download.display()))?;
         unpacked.with_context(|| format!("fetch {}=={}", self.package, self.version))
     }
 
     fn download(&self, into: &Path) -> anyhow::Result<PathBuf> {
         let mut pip = Command::new("python3");
-        pip.args([
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-        ])
-        .args(["--no-deps", "--only-binary=:all:", "--dest"])
-        .arg(into);
+        pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check"])
+            .args(["--no-deps", "--only-binary=:all:", "--dest"])
+            .arg(into);
         if let Target::Platform(platform) = self.target {
-            pip.args(["--platform", platform, "--implementation", "cp"])
-                .args(["--python-version", "3.11", "--abi", "cp311"]);
+            pip.args(["--platform", platform, "--implementation", "cp"]).args([
+                "--python-version",
+                "3.11",
+                "--abi",
+                "cp311",
+            ]);
         }
         pip.arg(format!("{}=={}", self.package, self.version));
         run(&mut pip)?;
@@ -70,21 +66,14 @@ impl Wheel {
             .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
             .context("pip left no wheel")?;
         let found = sha256(&wheel)?;
-        ensure!(
-            found == self.sha256,
-            "the wheel's SHA-256 is {found}, not the pinned {}",
-            self.sha256
-        );
+        ensure!(found == self.sha256, "the wheel's SHA-256 is {found}, not the pinned {}", self.sha256);
         Ok(wheel)
     }
 }
 
 /// Unpacks an archive with Python, which is here anyway.
 fn unzip(archive: &Path, into: &Path) -> anyhow::Result<()> {
-    run(Command::new("python3")
-        .args(["-m", "zipfile", "-e"])
-        .arg(archive)
-        .arg(into))
+    run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(archive).arg(into))
 }
 
 /// Makes sure that `python3 -m pip` works, by the system's package manager if need be.
@@ -103,10 +92,7 @@ fn ensure_pip() -> anyhow::Result<()> {
     eprintln!("pip is missing: installing the package python3-pip with apt-get (about a minute)");
     apt_get(&["update"])?;
     apt_get(&["install", "--yes", "--no-install-recommends", "python3-pip"])?;
-    ensure!(
-        works(),
-        "python3 -m pip does not work, though python3-pip was installed"
-    );
+    ensure!(works(), "python3 -m pip does not work, though python3-pip was installed");
     Ok(())
 }
 
@@ -120,20 +106,14 @@ fn apt_get(arguments: &[&str]) -> anyhow::Result<()> {
         sudo.args(["--non-interactive", "apt-get"]);
         sudo
     };
-    command
-        .arg("--quiet")
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive");
+    command.arg("--quiet").args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
     run(&mut command).context("install Python 3 with pip by hand, then run this again")
 }
 
 /// Runs a command; what it printed comes up only if it fails.
 fn run(command: &mut Command) -> anyhow::Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("start {program}"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {program}"))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         bail!("{program} ended with {}: {}", output.status, stderr.trim());
@@ -147,9 +127,7 @@ pub(crate) fn sha256(path: &Path) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
-        let count = file
-            .read(&mut buffer)
-            .with_context(|| format!("read {}", path.display()))?;
+        let count = file.read(&mut buffer).with_context(|| format!("read {}", path.display()))?;
         if count == 0 {
             return Ok(hex::encode(hash.finalize()));
         }

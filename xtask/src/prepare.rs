@@ -27,13 +27,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     }
     system::ensure_postgres()?;
     sh::step("building what starts a private Postgres (the first time: a minute or two)");
-    sh::run(sh::cargo().args([
-        "build",
-        "--package",
-        "waybill-testkit",
-        "--bin",
-        "with-test-stores",
-    ]))?;
+    sh::run(sh::cargo().args(["build", "--package", "waybill-testkit", "--bin", "with-test-stores"]))?;
     // It runs this very program again, with a server.
     let this = std::env::current_exe().context("find this program")?;
     let mut again = Command::new(sh::target_dir().join("debug/with-test-stores"));
@@ -62,24 +56,13 @@ fn renew(server_url: &str) -> anyhow::Result<()> {
     sh::run(&mut check)?;
 
     let (written, removed) = replace(&fresh, &storage.join(".sqlx"))?;
-    ensure!(
-        written > 0,
-        "the check wrote no data: has waybill-storage no queries?"
-    );
-    sh::print(&format!(
-        "prepare: {written} queries, {removed} stale removed\n"
-    ))
+    ensure!(written > 0, "the check wrote no data: has waybill-storage no queries?");
+    sh::print(&format!("prepare: {written} queries, {removed} stale removed\n"))
 }
 
 /// Makes a database on the server, applies the migrations with `psql`, returns its URL.
 fn migrated_database(server_url: &str) -> anyhow::Result<String> {
-    psql(
-        server_url,
-        &[
-            "-c",
-            &format!("DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)"),
-        ],
-    )?;
+    psql(server_url, &["-c", &format!("DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")])?;
     psql(server_url, &["-c", &format!("CREATE DATABASE {DATABASE}")])?;
     let url = with_database(server_url, DATABASE).context("read the server's URL")?;
     let mut migrations = Vec::new();
@@ -92,16 +75,14 @@ fn migrated_database(server_url: &str) -> anyhow::Result<String> {
     migrations.sort();
     for migration in &migrations {
         let path = migration.to_string_lossy();
-        psql(&url, &["--single-transaction", "-f", &path])
-            .with_context(|| format!("apply {path}"))?;
+        psql(&url, &["--single-transaction", "-f", &path]).with_context(|| format!("apply {path}"))?;
     }
     Ok(url)
 }
 
 fn psql(url: &str, arguments: &[&str]) -> anyhow::Result<()> {
     let mut psql = Command::new(find_psql());
-    psql.args(["-X", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-d", url])
-        .args(arguments);
+    psql.args(["-X", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-d", url]).args(arguments);
     sh::output(&mut psql).map(drop)
 }
 
@@ -110,11 +91,7 @@ fn with_database(url: &str, database: &str) -> Option<String> {
     let (base, parameters) = url.split_once('?').unwrap_or((url, ""));
     let (scheme, rest) = base.split_once("://")?;
     let authority = rest.split('/').next()?;
-    let parameters = if parameters.is_empty() {
-        String::new()
-    } else {
-        format!("?{parameters}")
-    };
+    let parameters = if parameters.is_empty() { String::new() } else { format!("?{parameters}") };
     Some(format!("{scheme}://{authority}/{database}{parameters}"))
 }
 
@@ -164,15 +141,11 @@ fn find_psql() -> PathBuf {
     found.pop().unwrap_or_else(|| "psql".into())
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "cargo compares file times with the real clock"
-)]
+#[expect(clippy::disallowed_methods, reason = "cargo compares file times with the real clock")]
 fn touch(path: &Path) -> anyhow::Result<()> {
     let file = File::options().append(true).open(path);
     let file = file.with_context(|| format!("open {}", path.display()))?;
-    file.set_times(FileTimes::new().set_modified(SystemTime::now()))
-        .context("touch a file")
+    file.set_times(FileTimes::new().set_modified(SystemTime::now())).context("touch a file")
 }
 
 #[cfg(test)]
@@ -182,14 +155,8 @@ mod tests {
     #[test]
     fn the_database_of_a_url_is_replaced() {
         let replaced = |url| with_database(url, "new");
-        assert_eq!(
-            replaced("postgres://u:p@h:1/a?b=c").as_deref(),
-            Some("postgres://u:p@h:1/new?b=c")
-        );
-        assert_eq!(
-            replaced("postgres://u@h").as_deref(),
-            Some("postgres://u@h/new")
-        );
+        assert_eq!(replaced("postgres://u:p@h:1/a?b=c").as_deref(), Some("postgres://u:p@h:1/new?b=c"));
+        assert_eq!(replaced("postgres://u@h").as_deref(), Some("postgres://u@h/new"));
         assert_eq!(replaced("h/a"), None);
     }
 
@@ -203,10 +170,7 @@ mod tests {
         fs::write(folder.join("a"), "1").unwrap();
         fs::write(folder.join("b"), "2").unwrap();
         assert_eq!(replace(&fresh, &folder).unwrap(), (1, 1));
-        assert_eq!(
-            names(&folder).unwrap().into_iter().collect::<Vec<_>>(),
-            ["a"]
-        );
+        assert_eq!(names(&folder).unwrap().into_iter().collect::<Vec<_>>(), ["a"]);
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -43,10 +43,7 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 /// checked when `cargo xtask prepare` last ran.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(root())
-        .env("SQLX_OFFLINE", "true")
-        .env_remove("DATABASE_URL");
+    command.current_dir(root()).env("SQLX_OFFLINE", "true").env_remove("DATABASE_URL");
     command
 }
 
@@ -55,9 +52,7 @@ pub(crate) fn cargo() -> Command {
 /// # Errors
 /// If it does not start or does not succeed.
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("start {}", shown(command)))?;
+    let status = command.status().with_context(|| format!("start {}", shown(command)))?;
     ensure!(status.success(), "{} ended with {status}", shown(command));
     Ok(())
 }
@@ -67,18 +62,10 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
 /// # Errors
 /// If it does not start or does not succeed; the message carries its stderr.
 pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("start {}", shown(command)))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {}", shown(command)))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "{} ended with {}: {}",
-            shown(command),
-            output.status,
-            stderr.trim()
-        );
+        bail!("{} ended with {}: {}", shown(command), output.status, stderr.trim());
     }
     String::from_utf8(output.stdout).context("read output as UTF-8")
 }
@@ -97,8 +84,5 @@ pub(crate) fn has_cargo_subcommand(name: &str) -> bool {
 /// Returns a command as somebody would type it, for messages.
 fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(OsStr::to_string_lossy)
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }

@@ -30,11 +30,7 @@ pub(crate) fn ensure_postgres() -> Result<()> {
     }
     match PackageManager::find()? {
         PackageManager::Apt => {
-            say(
-                "PostgreSQL",
-                "apt-get",
-                "50 MB to download, 200 MB on disk, about a minute",
-            );
+            say("PostgreSQL", "apt-get", "50 MB to download, 200 MB on disk, about a minute");
             apt_update_once()?;
             let package = apt_newest_postgres()?;
             apt_install(&["postgresql-common"])?;
@@ -42,18 +38,11 @@ pub(crate) fn ensure_postgres() -> Result<()> {
             apt_install(&[&package])?;
         }
         PackageManager::Brew => {
-            say(
-                "PostgreSQL",
-                "brew",
-                "25 MB to download, 80 MB on disk, about a minute",
-            );
+            say("PostgreSQL", "brew", "25 MB to download, 80 MB on disk, about a minute");
             run(Command::new("brew").args(["install", "postgresql@17"]))?;
         }
     }
-    ensure!(
-        has_postgres(),
-        "PostgreSQL was installed, but it is not where it is looked for"
-    );
+    ensure!(has_postgres(), "PostgreSQL was installed, but it is not where it is looked for");
     Ok(())
 }
 
@@ -62,39 +51,24 @@ pub(crate) fn ensure_postgres() -> Result<()> {
 /// # Errors
 /// No package manager that we know, or no right to install.
 pub(crate) fn ensure_redis() -> Result<()> {
-    let present = || {
-        ["redis-server", "valkey-server"]
-            .iter()
-            .any(|name| on_path(name).is_some())
-    };
+    let present = || ["redis-server", "valkey-server"].iter().any(|name| on_path(name).is_some());
     if env::var_os("WAYBILL_REDIS_BIN").is_some() || present() {
         return Ok(());
     }
     match PackageManager::find()? {
         PackageManager::Apt => {
-            say(
-                "Redis",
-                "apt-get",
-                "2 MB to download, 8 MB on disk, a few seconds",
-            );
+            say("Redis", "apt-get", "2 MB to download, 8 MB on disk, a few seconds");
             apt_update_once()?;
             // Debian starts what it installs; ours are private, so this one is not needed.
             let _no_start = NoServiceStart::declare()?;
             apt_install(&["redis-server"])?;
         }
         PackageManager::Brew => {
-            say(
-                "Redis",
-                "brew",
-                "2 MB to download, 8 MB on disk, a few seconds",
-            );
+            say("Redis", "brew", "2 MB to download, 8 MB on disk, a few seconds");
             run(Command::new("brew").args(["install", "redis"]))?;
         }
     }
-    ensure!(
-        present(),
-        "Redis was installed, but redis-server is not on PATH"
-    );
+    ensure!(present(), "Redis was installed, but redis-server is not on PATH");
     Ok(())
 }
 
@@ -105,9 +79,7 @@ pub(crate) fn ensure_redis() -> Result<()> {
 pub(crate) fn ensure_pip() -> Result<()> {
     let works = || {
         let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "--version"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        pip.args(["-m", "pip", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
         pip.status().is_ok_and(|status| status.success())
     };
     if works() {
@@ -115,27 +87,16 @@ pub(crate) fn ensure_pip() -> Result<()> {
     }
     match PackageManager::find()? {
         PackageManager::Apt => {
-            say(
-                "pip",
-                "apt-get",
-                "8 MB to download, 40 MB on disk, about half a minute",
-            );
+            say("pip", "apt-get", "8 MB to download, 40 MB on disk, about half a minute");
             apt_update_once()?;
             apt_install(&["python3-pip"])?;
         }
         PackageManager::Brew => {
-            say(
-                "Python",
-                "brew",
-                "20 MB to download, 70 MB on disk, about a minute",
-            );
+            say("Python", "brew", "20 MB to download, 70 MB on disk, about a minute");
             run(Command::new("brew").args(["install", "python"]))?;
         }
     }
-    ensure!(
-        works(),
-        "Python was installed, but `python3 -m pip` does not work"
-    );
+    ensure!(works(), "Python was installed, but `python3 -m pip` does not work");
     Ok(())
 }
 
@@ -149,10 +110,7 @@ pub(crate) fn ensure_pip() -> Result<()> {
 /// If the package was fetched and can't be unpacked.
 pub(crate) fn ensure_postgresql_doc() -> Result<Option<PathBuf>> {
     let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/postgresql-doc");
-    if let Some(found) = [Path::new("/"), &unpacked]
-        .into_iter()
-        .find_map(manual_under)
-    {
+    if let Some(found) = [Path::new("/"), &unpacked].into_iter().find_map(manual_under) {
         return Ok(Some(found));
     }
     if on_path("apt-get").is_none() || on_path("dpkg-deb").is_none() {
@@ -167,16 +125,10 @@ pub(crate) fn ensure_postgresql_doc() -> Result<Option<PathBuf>> {
             return Ok(None);
         }
     };
-    run(Command::new("dpkg-deb")
-        .arg("-x")
-        .arg(&package)
-        .arg(&unpacked))?;
+    run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unpacked))?;
     fs::remove_file(&package).with_context(|| format!("remove {}", package.display()))?;
     let found = manual_under(&unpacked);
-    ensure!(
-        found.is_some(),
-        "the package of the PostgreSQL manual holds no pages"
-    );
+    ensure!(found.is_some(), "the package of the PostgreSQL manual holds no pages");
     Ok(found)
 }
 
@@ -247,19 +199,10 @@ impl PackageManager {
 
 /// Tells whether PostgreSQL 15 or later stands where the stores look for it.
 fn has_postgres() -> bool {
-    let roots = [
-        "/usr/lib/postgresql/",
-        "/usr/pgsql-",
-        "/opt/homebrew/opt/postgresql@",
-        "/usr/local/opt/postgresql@",
-    ];
+    let roots = ["/usr/lib/postgresql/", "/usr/pgsql-", "/opt/homebrew/opt/postgresql@", "/usr/local/opt/postgresql@"];
     let usual = POSTGRES_MAJORS
         .iter()
-        .flat_map(|major| {
-            roots
-                .iter()
-                .map(move |root| PathBuf::from(format!("{root}{major}/bin")))
-        })
+        .flat_map(|major| roots.iter().map(move |root| PathBuf::from(format!("{root}{major}/bin"))))
         .any(|bin| bin.join("initdb").is_file() && bin.join("psql").is_file());
     usual || on_path("postgres").is_some_and(|postgres| is_new_enough(&postgres))
 }
@@ -269,16 +212,12 @@ fn is_new_enough(postgres: &Path) -> bool {
         return false;
     };
     let version = String::from_utf8_lossy(&output.stdout).into_owned();
-    POSTGRES_MAJORS
-        .iter()
-        .any(|major| version.contains(&format!("(PostgreSQL) {major}")))
+    POSTGRES_MAJORS.iter().any(|major| version.contains(&format!("(PostgreSQL) {major}")))
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path)
-        .map(|dir| dir.join(program))
-        .find(|path| path.is_file())
+    env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
 fn say(what: &str, with: &str, cost: &str) {
@@ -294,20 +233,11 @@ fn apt_update_once() -> Result<()> {
 
 fn apt_install(packages: &[&str]) -> Result<()> {
     let mut apt = as_root("env");
-    apt.args([
-        "DEBIAN_FRONTEND=noninteractive",
-        "apt-get",
-        "-o",
-        APT_LOCK_WAIT,
-    ])
-    .args(["install", "--yes", "--no-install-recommends"])
-    .args(packages);
-    run(&mut apt).with_context(|| {
-        format!(
-            "install {} by hand (apt-get install {0}), then run this again",
-            packages.join(" ")
-        )
-    })
+    apt.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", APT_LOCK_WAIT])
+        .args(["install", "--yes", "--no-install-recommends"])
+        .args(packages);
+    run(&mut apt)
+        .with_context(|| format!("install {} by hand (apt-get install {0}), then run this again", packages.join(" ")))
 }
 
 /// Finds the newest PostgreSQL that this release of the system has.
@@ -330,10 +260,8 @@ impl NoMainCluster {
     const PATH: &str = "/etc/postgresql-common/createcluster.d/waybill-setup.conf";
 
     fn declare() -> Result<Self> {
-        let script = format!(
-            "mkdir -p \"$(dirname {path})\" && echo 'create_main_cluster = false' > {path}",
-            path = Self::PATH
-        );
+        let script =
+            format!("mkdir -p \"$(dirname {path})\" && echo 'create_main_cluster = false' > {path}", path = Self::PATH);
         run(as_root("sh").args(["-c", &script]))?;
         Ok(Self)
     }
@@ -359,10 +287,7 @@ impl NoServiceStart {
     fn declare() -> Result<Self> {
         let ours = !Path::new(Self::PATH).exists();
         if ours {
-            let script = format!(
-                "printf '#!/bin/sh\\nexit 101\\n' > {0} && chmod 755 {0}",
-                Self::PATH
-            );
+            let script = format!("printf '#!/bin/sh\\nexit 101\\n' > {0} && chmod 755 {0}", Self::PATH);
             run(as_root("sh").args(["-c", &script]))?;
         }
         Ok(Self { ours })
@@ -375,10 +300,7 @@ impl Drop for NoServiceStart {
             return;
         }
         if let Err(error) = run(as_root("rm").args(["-f", Self::PATH])) {
-            eprintln!(
-                "{} stays, and keeps services from starting: {error:#}",
-                Self::PATH
-            );
+            eprintln!("{} stays, and keeps services from starting: {error:#}", Self::PATH);
         }
     }
 }
@@ -401,10 +323,7 @@ fn as_root(program: &str) -> Command {
 /// Runs a command; what it printed comes up only if it fails. It may ask for a password.
 fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::inherit())
-        .output()
-        .with_context(|| format!("start {program}"))?;
+    let output = command.stdin(Stdio::inherit()).output().with_context(|| format!("start {program}"))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         bail!("{program} ended with {}: {}", output.status, stderr.trim());

@@ -27,9 +27,7 @@ const LONG_PROPTEST_CASES: &str = "5000";
 pub(crate) fn run(args: &TestArgs) -> anyhow::Result<()> {
     crate::setup()?;
 
-    sh::step(
-        "building tests and the programs they start (the first time: 15 to 25 minutes on 2 cores)",
-    );
+    sh::step("building tests and the programs they start (the first time: 15 to 25 minutes on 2 cores)");
     // In one go: with other sets of targets, dependencies would be built twice.
     sh::run(sh::cargo().args(["build", "--workspace", "--bins", "--tests"]))?;
 
@@ -49,19 +47,9 @@ fn runner(args: &TestArgs, has_nextest: bool) -> Command {
     let mut command = Command::new(sh::target_dir().join("debug/with-test-stores"));
     command.current_dir(sh::root()).arg(cargo.get_program());
     if has_nextest {
-        command
-            .args(["nextest", "run", "--workspace", "--no-fail-fast"])
-            .args(&args.filters);
+        command.args(["nextest", "run", "--workspace", "--no-fail-fast"]).args(&args.filters);
     } else {
-        command.args([
-            "test",
-            "--workspace",
-            "--bins",
-            "--lib",
-            "--tests",
-            "--no-fail-fast",
-            "--",
-        ]);
+        command.args(["test", "--workspace", "--bins", "--lib", "--tests", "--no-fail-fast", "--"]);
         command.args(&args.filters);
     }
     command
@@ -72,9 +60,7 @@ fn runner(args: &TestArgs, has_nextest: bool) -> Command {
         .env_remove("REDIS_URL")
         .env_remove("QDRANT_URL");
     if args.long {
-        command
-            .env(LONG_VARIABLE, "1")
-            .env("PROPTEST_CASES", LONG_PROPTEST_CASES);
+        command.env(LONG_VARIABLE, "1").env("PROPTEST_CASES", LONG_PROPTEST_CASES);
     }
     command
 }
@@ -85,26 +71,14 @@ mod tests {
 
     fn words(filters: &[&str], has_nextest: bool) -> String {
         let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
-        let command = runner(
-            &TestArgs {
-                filters,
-                long: false,
-            },
-            has_nextest,
-        );
-        let words = command
-            .get_args()
-            .skip(1)
-            .map(|word| word.to_string_lossy().into_owned());
+        let command = runner(&TestArgs { filters, long: false }, has_nextest);
+        let words = command.get_args().skip(1).map(|word| word.to_string_lossy().into_owned());
         words.collect::<Vec<_>>().join(" ")
     }
 
     #[test]
     fn both_runners_take_filters() {
-        assert_eq!(
-            words(&["a", "b"], true),
-            "nextest run --workspace --no-fail-fast a b"
-        );
+        assert_eq!(words(&["a", "b"], true), "nextest run --workspace --no-fail-fast a b");
         assert!(words(&["a", "b"], false).ends_with("--no-fail-fast -- a b"));
     }
 }

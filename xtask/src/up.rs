@@ -33,9 +33,7 @@ const LOG_LINES: usize = 30;
 /// # Errors
 /// If the build fails.
 pub(crate) fn build(packages: &[&str]) -> anyhow::Result<()> {
-    sh::step(
-        "building in release (the first time: 15 to 25 minutes on 2 cores, most of it the vector engine)",
-    );
+    sh::step("building in release (the first time: 15 to 25 minutes on 2 cores, most of it the vector engine)");
     let mut build = sh::cargo();
     build.args(["build", "--release", "--bins"]);
     for package in packages {
@@ -54,10 +52,7 @@ pub(crate) fn program(name: &str) -> PathBuf {
 /// # Errors
 /// If Postgres, Redis or the model is missing and can't be had.
 pub(crate) fn prepare(model: ModelName) -> anyhow::Result<PathBuf> {
-    ensure!(
-        model != ModelName::Onnxruntime,
-        "onnxruntime is a library, not a model"
-    );
+    ensure!(model != ModelName::Onnxruntime, "onnxruntime is a library, not a model");
     sh::step("looking for PostgreSQL and Redis (installed if missing: a minute or two)");
     system::ensure_postgres()?;
     system::ensure_redis()?;
@@ -124,12 +119,7 @@ impl Up {
         match wait_ready(&mut child, &ready) {
             Ok(endpoints) => {
                 let memory = Memory::watch(child.id());
-                Ok(Self {
-                    child,
-                    data_dir,
-                    memory,
-                    endpoints,
-                })
+                Ok(Self { child, data_dir, memory, endpoints })
             }
             Err(error) => {
                 end(&mut child)?;
@@ -146,10 +136,7 @@ impl Up {
     /// Returns a client command, such as `search`, that finds these services.
     pub(crate) fn client(&self, subcommand: &str) -> Command {
         let mut command = Command::new(program("waybill"));
-        command
-            .arg(subcommand)
-            .arg("--data-dir")
-            .arg(&self.data_dir);
+        command.arg(subcommand).arg("--data-dir").arg(&self.data_dir);
         forget_configuration(&mut command);
         command
     }
@@ -160,26 +147,13 @@ impl Up {
     /// If the command fails, or a document was refused.
     pub(crate) fn import(&self, folder: &Path, project: &str) -> anyhow::Result<Imported> {
         let mut import = self.client("import");
-        import
-            .arg(folder)
-            .args(["--project", project, "--wait", "--json"]);
+        import.arg(folder).args(["--project", project, "--wait", "--json"]);
         // Its progress bar goes to stderr.
-        let output = import
-            .stderr(Stdio::inherit())
-            .output()
-            .context("start waybill import")?;
+        let output = import.stderr(Stdio::inherit()).output().context("start waybill import")?;
         let imported: Imported = serde_json::from_slice(&output.stdout)
             .with_context(|| format!("waybill import ended with {}", output.status))?;
-        ensure!(
-            imported.failed == 0,
-            "{} documents were not imported",
-            imported.failed
-        );
-        ensure!(
-            output.status.success(),
-            "waybill import ended with {}",
-            output.status
-        );
+        ensure!(imported.failed == 0, "{} documents were not imported", imported.failed);
+        ensure!(output.status.success(), "waybill import ended with {}", output.status);
         Ok(imported)
     }
 
@@ -243,10 +217,7 @@ fn wait_ready(child: &mut Child, ready: &Path) -> anyhow::Result<Endpoints> {
         if let Some(status) = child.try_wait()? {
             bail!("waybill up ended with {status}");
         }
-        ensure!(
-            began.elapsed() < START,
-            "waybill up is not ready after {START:?}"
-        );
+        ensure!(began.elapsed() < START, "waybill up is not ready after {START:?}");
         thread::sleep(POLL);
     }
     let text = fs::read_to_string(ready).context("read the ready file")?;
@@ -259,11 +230,7 @@ fn end(child: &mut Child) -> anyhow::Result<std::process::ExitStatus> {
         return Ok(status);
     }
     // The shell's own `kill`: the standard library sends nothing but SIGKILL.
-    sh::run(
-        Command::new("sh")
-            .arg("-c")
-            .arg(format!("kill -TERM {}", child.id())),
-    )?;
+    sh::run(Command::new("sh").arg("-c").arg(format!("kill -TERM {}", child.id())))?;
     let began = Instant::now();
     while began.elapsed() < STOP {
         if let Some(status) = child.try_wait()? {
@@ -291,8 +258,5 @@ fn forget_configuration(command: &mut Command) {
 fn tail(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines = text.lines().collect::<Vec<_>>();
-    lines
-        .get(lines.len().saturating_sub(LOG_LINES)..)
-        .unwrap_or_default()
-        .join("\n")
+    lines.get(lines.len().saturating_sub(LOG_LINES)..).unwrap_or_default().join("\n")
 }

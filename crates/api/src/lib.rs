@@ -1,13 +1,6 @@
 //! The gRPC contract: messages, clients and servers generated from `proto/`. No logic.
-#![expect(
-    missing_docs,
-    reason = "the protos are documented, not the generated code"
-)]
-#![expect(
-    clippy::allow_attributes,
-    clippy::allow_attributes_without_reason,
-    reason = "generated code brings its own"
-)]
+#![expect(missing_docs, reason = "the protos are documented, not the generated code")]
+#![expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "generated code brings its own")]
 
 /// What several services share.
 pub mod common {

@@ -53,17 +53,10 @@ pub(crate) async fn run(args: &EmbedOnlyArgs) -> anyhow::Result<EmbedOnlyResult>
     .await;
     postgres.stop().await?;
     let (chunks, texts) = distinct_texts(&rows?)?;
-    ensure!(
-        !texts.is_empty(),
-        "there are no chunks in {}",
-        args.data_dir.display()
-    );
+    ensure!(!texts.is_empty(), "there are no chunks in {}", args.data_dir.display());
 
     let config = ProviderConfig {
-        local: LocalConfig {
-            path: args.model_dir.clone(),
-            ..LocalConfig::default()
-        },
+        local: LocalConfig { path: args.model_dir.clone(), ..LocalConfig::default() },
         ..ProviderConfig::default()
     };
     let provider = build(&config).await?;

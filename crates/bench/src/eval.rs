@@ -49,19 +49,16 @@ struct ModeResult {
     median_ms: f64,
 }
 
-const MODES: [(&str, SearchMode); 3] = [
-    ("dense", SearchMode::Dense),
-    ("lexical", SearchMode::Lexical),
-    ("hybrid", SearchMode::Hybrid),
-];
+const MODES: [(&str, SearchMode); 3] =
+    [("dense", SearchMode::Dense), ("lexical", SearchMode::Lexical), ("hybrid", SearchMode::Hybrid)];
 
 /// Asks every question in every mode.
 ///
 /// # Errors
 /// If the set can't be read or a search fails.
 pub(crate) async fn run(args: &EvalArgs) -> anyhow::Result<EvalResult> {
-    let text = std::fs::read_to_string(&args.questions)
-        .with_context(|| format!("read {}", args.questions.display()))?;
+    let text =
+        std::fs::read_to_string(&args.questions).with_context(|| format!("read {}", args.questions.display()))?;
     let questions = parse(&text)?;
     let mut client = SearchServiceClient::new(grpc::channel(&args.embedding)?);
     let mut modes = Vec::new();
@@ -80,18 +77,11 @@ pub(crate) async fn run(args: &EvalArgs) -> anyhow::Result<EvalResult> {
             let response = client.search(request).await.context("search")?.into_inner();
             times_ms.push(began.elapsed().as_secs_f64() * 1_000.0);
             let pages = rank_pages(response.hits.iter().map(|hit| hit.source_uri.as_str()));
-            let rank = pages
-                .iter()
-                .position(|page| question.pages.contains(page))
-                .map(|at| at + 1);
+            let rank = pages.iter().position(|page| question.pages.contains(page)).map(|at| at + 1);
             if args.misses && rank != Some(1) {
                 let found = pages.first().copied().unwrap_or("nothing");
                 let rank = rank.map_or("-".to_owned(), |rank| rank.to_string());
-                eprintln!(
-                    "{name}\t{rank}\t{}\t{found}\t{}",
-                    question.pages.join("|"),
-                    question.text
-                );
+                eprintln!("{name}\t{rank}\t{}\t{found}\t{}", question.pages.join("|"), question.text);
             }
             ranks.push(rank);
         }
@@ -103,10 +93,7 @@ pub(crate) async fn run(args: &EvalArgs) -> anyhow::Result<EvalResult> {
             median_ms: median(&mut times_ms),
         });
     }
-    Ok(EvalResult {
-        questions: questions.len(),
-        modes,
-    })
+    Ok(EvalResult { questions: questions.len(), modes })
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -125,10 +112,7 @@ fn parse(text: &str) -> anyhow::Result<Vec<Question<'_>>> {
         let [_, pages, text] = columns.as_slice() else {
             bail!("line {} has {} columns, not 3", index + 1, columns.len());
         };
-        questions.push(Question {
-            pages: pages.split('|').collect(),
-            text,
-        });
+        questions.push(Question { pages: pages.split('|').collect(), text });
     }
     ensure!(!questions.is_empty(), "no questions in the set");
     Ok(questions)
@@ -147,11 +131,7 @@ fn rank_pages<'a>(uris: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 }
 
 fn share(ranks: &[Option<usize>], within: usize) -> f64 {
-    let found = ranks
-        .iter()
-        .flatten()
-        .filter(|rank| **rank <= within)
-        .count();
+    let found = ranks.iter().flatten().filter(|rank| **rank <= within).count();
     found as f64 / ranks.len().max(1) as f64
 }
 
@@ -160,10 +140,12 @@ fn mean_reciprocal_rank(ranks: &[Option<usize>]) -> f64 {
     sum / ranks.len().max(1) as f64
 }
 
-/// Returns the middle value; 0 if there is none.
+/// Returns the middle value, or the mean of the two in the middle; 0 if there is none.
 pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
+    let upper = values.get(values.len() / 2).copied().unwrap_or_default();
+    let lower = values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or_default();
+    f64::midpoint(lower, upper)
 }
 
 #[cfg(test)]
@@ -180,10 +162,7 @@ mod tests {
         assert_eq!(texts.len(), questions.len(), "a question stands twice");
         for question in &questions {
             assert!((1..=2).contains(&question.pages.len()), "{question:?}");
-            assert!(
-                question.pages.iter().all(|page| page.ends_with(".html")),
-                "{question:?}"
-            );
+            assert!(question.pages.iter().all(|page| page.ends_with(".html")), "{question:?}");
         }
     }
 
@@ -191,6 +170,12 @@ mod tests {
     fn a_page_ranks_by_its_best_chunk() {
         let uris = ["x/b.html", "x/a.html", "x/b.html", "c.html"];
         assert_eq!(rank_pages(uris.into_iter()), ["b.html", "a.html", "c.html"]);
+    }
+
+    #[test]
+    fn the_median_favours_neither_side() {
+        assert!((median(&mut [3.0, 1.0]) - 2.0).abs() < 1e-9);
+        assert!((median(&mut [9.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
     }
 
     #[test]

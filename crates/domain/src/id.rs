@@ -58,10 +58,7 @@ impl ProjectId {
     /// Derives the id of the project called `name`.
     #[must_use]
     pub fn derive(name: &ProjectName) -> Self {
-        Self(Uuid::new_v5(
-            &NAMESPACE,
-            format!("project\0{name}").as_bytes(),
-        ))
+        Self(Uuid::new_v5(&NAMESPACE, format!("project\0{name}").as_bytes()))
     }
 }
 
@@ -69,10 +66,7 @@ impl SourceId {
     /// Derives the id of the source at `uri` in `project`.
     #[must_use]
     pub fn derive(project: ProjectId, uri: &str) -> Self {
-        Self(Uuid::new_v5(
-            &project.0,
-            format!("source\0{uri}").as_bytes(),
-        ))
+        Self(Uuid::new_v5(&project.0, format!("source\0{uri}").as_bytes()))
     }
 }
 

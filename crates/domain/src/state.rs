@@ -59,10 +59,7 @@ impl SourceState {
             "indexed" => Self::Indexed,
             "failed" => Self::Failed,
             _ => {
-                return Err(UnknownState {
-                    what: "source state",
-                    value: value.to_owned(),
-                });
+                return Err(UnknownState { what: "source state", value: value.to_owned() });
             }
         })
     }
@@ -107,10 +104,7 @@ impl PutOutcome {
             "changed" => Self::Changed,
             "unchanged" => Self::Unchanged,
             _ => {
-                return Err(UnknownState {
-                    what: "put outcome",
-                    value: value.to_owned(),
-                });
+                return Err(UnknownState { what: "put outcome", value: value.to_owned() });
             }
         })
     }

@@ -80,7 +80,12 @@ impl VectorCache {
     }
 
     /// Looks vectors of `dimensions` numbers up, as many answers as hashes and in their order.
-    pub(crate) async fn lookup(&self, model: &Arc<str>, dimensions: usize, hashes: &[TextHash]) -> Vec<Option<Vec<u8>>> {
+    pub(crate) async fn lookup(
+        &self,
+        model: &Arc<str>,
+        dimensions: usize,
+        hashes: &[TextHash],
+    ) -> Vec<Option<Vec<u8>>> {
         if !self.enabled || self.is_resting() {
             return vec![None; hashes.len()];
         }

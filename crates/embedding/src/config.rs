@@ -113,7 +113,12 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.model.validate().map_err(|error| model_error("embedding.model", &error))?;
         if self.more_models.len() >= MAX_MODELS {
-            return Err(invalid("more_models", self.more_models.len(), "are too many models", "serve them by more than one process"));
+            return Err(invalid(
+                "more_models",
+                self.more_models.len(),
+                "are too many models",
+                "serve them by more than one process",
+            ));
         }
         for (number, model) in self.more_models.iter().enumerate() {
             model.validate().map_err(|error| model_error(&format!("embedding.more_models[{number}]"), &error))?;
@@ -132,7 +137,12 @@ impl Config {
         let least_age = TOUCH_AFTER_DAYS.unsigned_abs() as usize * 2;
         check("cache.max_age_days", self.cache.max_age_days as usize, least_age, 36_500)?;
         if self.cache.max_bytes < 1 << 20 || i64::try_from(self.cache.max_bytes).is_err() {
-            return Err(invalid("cache.max_bytes", self.cache.max_bytes, "is out of range", "write at least 1048576, or set cache.enabled to false"));
+            return Err(invalid(
+                "cache.max_bytes",
+                self.cache.max_bytes,
+                "is out of range",
+                "write at least 1048576, or set cache.enabled to false",
+            ));
         }
         check("cache.evict_every_s", usize::try_from(self.cache.evict_every_s).unwrap_or(usize::MAX), 1, 86_400)
     }
@@ -177,7 +187,9 @@ fn invalid(key: &str, value: impl std::fmt::Display, problem: &str, fix: &str) -
 /// Puts a provider's own complaint under the section it stands in.
 fn model_error(section: &str, error: &ModelError) -> ConfigError {
     match error {
-        ModelError::Config { key, problem, fix } => ConfigError::invalid(format!("{section}.{key}"), "(its value)", problem, fix),
+        ModelError::Config { key, problem, fix } => {
+            ConfigError::invalid(format!("{section}.{key}"), "(its value)", problem, fix)
+        }
         other => ConfigError::invalid(section, "(its values)", &other.to_string(), "see the message"),
     }
 }

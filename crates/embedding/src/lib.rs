@@ -60,7 +60,8 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
     let (writer, write_behind) = cache::write_behind(&db, &config.cache);
     let registry = Arc::new(Registry::build(&config, &writer, &shutdown).await?);
     let embedder = Arc::new(Embedder::new(VectorCache::new(db.clone(), &config.cache, writer)));
-    let searcher = Searcher::new(db.clone(), vectors, Arc::clone(&registry), Arc::clone(&embedder), config.alias.clone());
+    let searcher =
+        Searcher::new(db.clone(), vectors, Arc::clone(&registry), Arc::clone(&embedder), config.alias.clone());
 
     // Ends the background tasks after the last call, whose vectors they write.
     let calls_done = CancellationToken::new();

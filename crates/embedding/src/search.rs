@@ -156,7 +156,13 @@ impl Searcher {
     }
 
     /// Fetches points and their rows; a second time and more of them if too few can be shown.
-    async fn fetch(&self, target: &Target, spec: QuerySpec, project: ProjectId, wanted: usize) -> Result<Found, SearchError> {
+    async fn fetch(
+        &self,
+        target: &Target,
+        spec: QuerySpec,
+        project: ProjectId,
+        wanted: usize,
+    ) -> Result<Found, SearchError> {
         let first = wanted + wanted / SPARE_FRACTION + SPARE_POINTS;
         let second = (wanted * SECOND_FETCH_FACTOR + SECOND_FETCH_EXTRA).min(MAX_QUERY_LIMIT);
         let mut found = Found::default();

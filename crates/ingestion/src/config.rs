@@ -39,11 +39,7 @@ pub struct ChunkingConfig {
 impl Default for ChunkingConfig {
     fn default() -> Self {
         // Sentence models of the MiniLM family read 256; an estimate needs room to be wrong.
-        Self {
-            max_tokens: 200,
-            overlap_tokens: 20,
-            tokenizer: None,
-        }
+        Self { max_tokens: 200, overlap_tokens: 20, tokenizer: None }
     }
 }
 
@@ -72,37 +68,22 @@ impl Config {
     pub fn validate(&self) -> Result<(), String> {
         let ranges = [
             ("chunking.max_tokens", self.chunking.max_tokens, 16, 8_192),
-            (
-                "chunking.overlap_tokens",
-                self.chunking.overlap_tokens,
-                0,
-                self.chunking.max_tokens / 2,
-            ),
+            ("chunking.overlap_tokens", self.chunking.overlap_tokens, 0, self.chunking.max_tokens / 2),
             // Postgres takes 1 GB in a value, and a body is copied a few times on its way.
             ("max_body_bytes", self.max_body_bytes, 1_024, 256 << 20),
             ("group_items", self.group_items, 1, 1_024),
             ("group_bytes", self.group_bytes, 1, 256 << 20),
             ("max_concurrent_puts", self.max_concurrent_puts, 1, 100_000),
             ("max_streams", self.max_streams, 1, 100_000),
-            (
-                "max_bytes_in_flight",
-                self.max_bytes_in_flight,
-                self.max_body_bytes,
-                1 << 40,
-            ),
+            ("max_bytes_in_flight", self.max_bytes_in_flight, self.max_body_bytes, 1 << 40),
         ];
         for (key, value, min, max) in ranges {
             if !(min..=max).contains(&value) {
-                return Err(format!(
-                    "ingestion.{key} is {value}: set it to {min} at least and {max} at most"
-                ));
+                return Err(format!("ingestion.{key} is {value}: set it to {min} at least and {max} at most"));
             }
         }
         if self.group_idle_ms > 10_000 {
-            return Err(format!(
-                "ingestion.group_idle_ms is {}: set it to 10000 at most",
-                self.group_idle_ms
-            ));
+            return Err(format!("ingestion.group_idle_ms is {}: set it to 10000 at most", self.group_idle_ms));
         }
         Ok(())
     }

@@ -13,10 +13,7 @@ pub(crate) fn project(project: Project, source_count: Option<i64>) -> proto::Pro
     proto::Project {
         id: project.id.to_string(),
         name: project.name,
-        create_time: Some(timestamp(
-            project.created_at.timestamp(),
-            project.created_at.timestamp_subsec_nanos(),
-        )),
+        create_time: Some(timestamp(project.created_at.timestamp(), project.created_at.timestamp_subsec_nanos())),
         source_count,
     }
 }
@@ -48,14 +45,8 @@ pub(crate) fn source(source: Source, project: &ProjectName) -> proto::Source {
         version: source.version,
         content_sha256: source.content_hash.to_string(),
         chunk_count: source.chunk_count,
-        create_time: Some(timestamp(
-            source.created_at.timestamp(),
-            source.created_at.timestamp_subsec_nanos(),
-        )),
-        update_time: Some(timestamp(
-            source.updated_at.timestamp(),
-            source.updated_at.timestamp_subsec_nanos(),
-        )),
+        create_time: Some(timestamp(source.created_at.timestamp(), source.created_at.timestamp_subsec_nanos())),
+        update_time: Some(timestamp(source.updated_at.timestamp(), source.updated_at.timestamp_subsec_nanos())),
         text: source.text,
     }
 }
@@ -77,19 +68,11 @@ pub(crate) fn put(result: PutResult) -> proto::PutSourceResponse {
 }
 
 fn timestamp(seconds: i64, nanos: u32) -> Timestamp {
-    Timestamp {
-        seconds,
-        nanos: i32::try_from(nanos).unwrap_or_default(),
-    }
+    Timestamp { seconds, nanos: i32::try_from(nanos).unwrap_or_default() }
 }
 
 fn object(fields: Map<String, Value>) -> Struct {
-    Struct {
-        fields: fields
-            .into_iter()
-            .map(|(key, value)| (key, json(value)))
-            .collect(),
-    }
+    Struct { fields: fields.into_iter().map(|(key, value)| (key, json(value))).collect() }
 }
 
 /// Its depth is bounded where metadata is taken in; what was written past that by hand is
@@ -100,9 +83,7 @@ fn json(value: Value) -> ProtoValue {
         Value::Bool(bool) => Kind::BoolValue(bool),
         Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
         Value::String(string) => Kind::StringValue(string),
-        Value::Array(values) => Kind::ListValue(ListValue {
-            values: values.into_iter().map(json).collect(),
-        }),
+        Value::Array(values) => Kind::ListValue(ListValue { values: values.into_iter().map(json).collect() }),
         Value::Object(fields) => Kind::StructValue(object(fields)),
     };
     ProtoValue { kind: Some(kind) }

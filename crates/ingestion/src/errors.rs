@@ -20,29 +20,19 @@ pub(crate) fn storage(error: &StorageError) -> Status {
         ErrorClass::Permanent => status::internal(error),
         class => {
             tracing::warn!(%error, class = class.as_str(), "storage is unavailable");
-            status::from_class(
-                class,
-                "the database is unavailable or busy: try again",
-                Some(RETRY_AFTER),
-            )
+            status::from_class(class, "the database is unavailable or busy: try again", Some(RETRY_AFTER))
         }
     }
 }
 
 /// Makes the status of a put that was not done. `prefix` goes in front of the fields' names.
-pub(crate) fn refusal(
-    refusal: &Refusal,
-    project: &ProjectName,
-    request_id: Option<&str>,
-    prefix: &str,
-) -> Status {
+pub(crate) fn refusal(refusal: &Refusal, project: &ProjectName, request_id: Option<&str>, prefix: &str) -> Status {
     match refusal {
         Refusal::Put(PutError::NoProject) => no_project(project, &format!("{prefix}project")),
         Refusal::Put(PutError::RequestIdReused) => {
             let id = request_id.unwrap_or_default();
-            let description = format!(
-                "{id:?} was used for another request within a day: choose a new one for each request"
-            );
+            let description =
+                format!("{id:?} was used for another request within a day: choose a new one for each request");
             status::invalid_argument(format!("{prefix}request_id"), description)
         }
         Refusal::Put(PutError::Storage(error)) => storage(error),
@@ -51,9 +41,7 @@ pub(crate) fn refusal(
             format!("{prefix}body"),
             "has nothing to read: all of it is markup, navigation or scripts",
         ),
-        Refusal::TooManyChunks(error) => {
-            status::invalid_argument(format!("{prefix}body"), error.to_string())
-        }
+        Refusal::TooManyChunks(error) => status::invalid_argument(format!("{prefix}body"), error.to_string()),
         Refusal::Cut(error) => status::internal(error),
     }
 }
@@ -61,10 +49,7 @@ pub(crate) fn refusal(
 /// Makes NOT_FOUND for a project, with the field that names it.
 pub(crate) fn no_project(name: &ProjectName, field: &str) -> Status {
     let mut details = status::not_found("project", name).get_error_details();
-    let message = format!(
-        "{field}: there is no project {:?}: create it first",
-        name.as_str()
-    );
+    let message = format!("{field}: there is no project {:?}: create it first", name.as_str());
     details.add_bad_request_violation(field, &message);
     Status::with_error_details(Code::NotFound, message, details)
 }
@@ -76,11 +61,7 @@ pub(crate) fn of_item(status: &Status) -> proto::PutError {
         .and_then(|request| request.field_violations.into_iter().next())
         .map(|violation| violation.field)
         .unwrap_or_default();
-    proto::PutError {
-        code: status.code().into(),
-        message: status.message().to_owned(),
-        field,
-    }
+    proto::PutError { code: status.code().into(), message: status.message().to_owned(), field }
 }
 
 /// Returns the JSON object that goes with the outbox rows of this call.
@@ -89,9 +70,7 @@ pub(crate) fn outbox_headers() -> Option<String> {
     if headers.is_empty() {
         return None;
     }
-    let object: serde_json::Map<String, serde_json::Value> = headers
-        .into_iter()
-        .map(|(name, value)| (name, value.into()))
-        .collect();
+    let object: serde_json::Map<String, serde_json::Value> =
+        headers.into_iter().map(|(name, value)| (name, value.into())).collect();
     Some(serde_json::Value::Object(object).to_string())
 }

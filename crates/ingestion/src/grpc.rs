@@ -3,11 +3,10 @@
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use waybill_api::ingestion::v1::{
-    self as proto, CreateProjectRequest, DeleteProjectRequest, DeleteProjectResponse,
-    DeleteSourceRequest, DeleteSourceResponse, GetProjectRequest, GetSourceRequest,
-    ListProjectsRequest, ListProjectsResponse, ListSourcesRequest, ListSourcesResponse, Project,
-    PutSourceRequest, PutSourceResponse, PutSourcesRequest, PutSourcesResponse, Source,
-    UploadSourceRequest, ingestion_service_server::IngestionService,
+    self as proto, CreateProjectRequest, DeleteProjectRequest, DeleteProjectResponse, DeleteSourceRequest,
+    DeleteSourceResponse, GetProjectRequest, GetSourceRequest, ListProjectsRequest, ListProjectsResponse,
+    ListSourcesRequest, ListSourcesResponse, Project, PutSourceRequest, PutSourceResponse, PutSourcesRequest,
+    PutSourcesResponse, Source, UploadSourceRequest, ingestion_service_server::IngestionService,
 };
 use waybill_domain::{ProjectId, ProjectName, SourceId};
 use waybill_runtime::{Shutdown, status};
@@ -38,21 +37,14 @@ pub(crate) struct Grpc {
 impl Grpc {
     /// Stores one source and answers for it.
     pub(crate) async fn put(&self, put: Put) -> Result<PutSourceResponse, Status> {
-        let (project, request) = (
-            put.project.clone(),
-            put.key.request.as_ref().map(|request| request.id.clone()),
-        );
+        let (project, request) = (put.project.clone(), put.key.request.as_ref().map(|request| request.id.clone()));
         let answer = self.ingestion.put(put, outbox_headers().as_deref()).await;
-        answer
-            .map(convert::put)
-            .map_err(|refusal| errors::refusal(&refusal, &project, request.as_deref(), ""))
+        answer.map(convert::put).map_err(|refusal| errors::refusal(&refusal, &project, request.as_deref(), ""))
     }
 
     /// Finds out why there is no such source, or no sources at all.
     async fn check_project(&self, name: &ProjectName) -> Result<ProjectId, Status> {
-        let found = projects::find(self.ingestion.db(), name)
-            .await
-            .map_err(|error| errors::storage(&error))?;
+        let found = projects::find(self.ingestion.db(), name).await.map_err(|error| errors::storage(&error))?;
         found.ok_or_else(|| no_project(name, "project"))
     }
 
@@ -88,26 +80,16 @@ fn checked<T>(value: Option<T>, violations: Violations) -> Result<T, Status> {
 
 #[tonic::async_trait]
 impl IngestionService for Grpc {
-    async fn create_project(
-        &self,
-        request: Request<CreateProjectRequest>,
-    ) -> Result<Response<Project>, Status> {
+    async fn create_project(&self, request: Request<CreateProjectRequest>) -> Result<Response<Project>, Status> {
         let name = named_project(&request.get_ref().name)?;
-        let made = projects::create(self.ingestion.db(), &name)
-            .await
-            .map_err(|error| errors::storage(&error))?;
+        let made = projects::create(self.ingestion.db(), &name).await.map_err(|error| errors::storage(&error))?;
         let project = made.ok_or_else(|| status::already_exists("project", &name))?;
         Ok(Response::new(convert::project(project, None)))
     }
 
-    async fn get_project(
-        &self,
-        request: Request<GetProjectRequest>,
-    ) -> Result<Response<Project>, Status> {
+    async fn get_project(&self, request: Request<GetProjectRequest>) -> Result<Response<Project>, Status> {
         let name = named_project(&request.get_ref().name)?;
-        let found = projects::get(self.ingestion.db(), &name)
-            .await
-            .map_err(|error| errors::storage(&error))?;
+        let found = projects::get(self.ingestion.db(), &name).await.map_err(|error| errors::storage(&error))?;
         let (project, source_count) = found.ok_or_else(|| no_project(&name, "name"))?;
         Ok(Response::new(convert::project(project, Some(source_count))))
     }
@@ -117,11 +99,7 @@ impl IngestionService for Grpc {
         request: Request<ListProjectsRequest>,
     ) -> Result<Response<ListProjectsResponse>, Status> {
         let request = request.into_inner();
-        let key = self
-            .ingestion
-            .token_key()
-            .await
-            .map_err(|error| errors::storage(&error))?;
+        let key = self.ingestion.token_key().await.map_err(|error| errors::storage(&error))?;
         let tokens = Tokens::new(key, &["projects"]);
         let mut violations = Violations::default();
         let size = pages::size(request.page_size, &mut violations);
@@ -138,14 +116,8 @@ impl IngestionService for Grpc {
             Some(last) if !is_last => tokens.make(&last.name),
             _ => String::new(),
         };
-        let projects = found
-            .into_iter()
-            .map(|project| convert::project(project, None))
-            .collect();
-        Ok(Response::new(ListProjectsResponse {
-            projects,
-            next_page_token,
-        }))
+        let projects = found.into_iter().map(|project| convert::project(project, None)).collect();
+        Ok(Response::new(ListProjectsResponse { projects, next_page_token }))
     }
 
     async fn delete_project(
@@ -153,33 +125,20 @@ impl IngestionService for Grpc {
         request: Request<DeleteProjectRequest>,
     ) -> Result<Response<DeleteProjectResponse>, Status> {
         let name = named_project(&request.get_ref().name)?;
-        let deleted =
-            projects::delete(self.ingestion.db(), &name, outbox_headers().as_deref()).await;
+        let deleted = projects::delete(self.ingestion.db(), &name, outbox_headers().as_deref()).await;
         let deleted = deleted.map_err(|error| errors::storage(&error))?;
         self.ingestion.ring();
         let deleted_source_count = deleted.ok_or_else(|| no_project(&name, "name"))?;
-        Ok(Response::new(DeleteProjectResponse {
-            deleted_source_count,
-        }))
+        Ok(Response::new(DeleteProjectResponse { deleted_source_count }))
     }
 
-    async fn put_source(
-        &self,
-        request: Request<PutSourceRequest>,
-    ) -> Result<Response<PutSourceResponse>, Status> {
+    async fn put_source(&self, request: Request<PutSourceRequest>) -> Result<Response<PutSourceResponse>, Status> {
         let mut request = request.into_inner();
         let _put = self.limits.put()?;
         let body = std::mem::take(&mut request.body);
         let header = Header::check(&request, "")?;
-        let _bytes = self
-            .limits
-            .bytes(body.len().min(self.config.max_body_bytes))?;
-        let put = header.with_body(
-            body,
-            "",
-            self.config.max_body_bytes,
-            self.ingestion.chunker_id(),
-        )?;
+        let _bytes = self.limits.bytes(body.len().min(self.config.max_body_bytes))?;
+        let put = header.with_body(body, "", self.config.max_body_bytes, self.ingestion.chunker_id())?;
         Ok(Response::new(self.put(put).await?))
     }
 
@@ -187,9 +146,7 @@ impl IngestionService for Grpc {
         &self,
         request: Request<Streaming<UploadSourceRequest>>,
     ) -> Result<Response<PutSourceResponse>, Status> {
-        Ok(Response::new(
-            upload::run(self, request.into_inner()).await?,
-        ))
+        Ok(Response::new(upload::run(self, request.into_inner()).await?))
     }
 
     type PutSourcesStream = ReceiverStream<Result<PutSourcesResponse, Status>>;
@@ -198,21 +155,14 @@ impl IngestionService for Grpc {
         &self,
         request: Request<Streaming<PutSourcesRequest>>,
     ) -> Result<Response<Self::PutSourcesStream>, Status> {
-        Ok(Response::new(stream::start(
-            self.clone(),
-            request.into_inner(),
-        )?))
+        Ok(Response::new(stream::start(self.clone(), request.into_inner())?))
     }
 
-    async fn get_source(
-        &self,
-        request: Request<GetSourceRequest>,
-    ) -> Result<Response<Source>, Status> {
+    async fn get_source(&self, request: Request<GetSourceRequest>) -> Result<Response<Source>, Status> {
         let request = request.into_inner();
         let (project, id) = named_source(&request.project, &request.uri)?;
-        let found = sources::get(self.ingestion.db(), id, request.with_text)
-            .await
-            .map_err(|error| errors::storage(&error))?;
+        let found =
+            sources::get(self.ingestion.db(), id, request.with_text).await.map_err(|error| errors::storage(&error))?;
         match found {
             Some(source) => Ok(Response::new(convert::source(source, &project))),
             None => Err(self.no_source(&project, &request.uri).await),
@@ -224,16 +174,9 @@ impl IngestionService for Grpc {
         request: Request<ListSourcesRequest>,
     ) -> Result<Response<ListSourcesResponse>, Status> {
         let request = request.into_inner();
-        let key = self
-            .ingestion
-            .token_key()
-            .await
-            .map_err(|error| errors::storage(&error))?;
+        let key = self.ingestion.token_key().await.map_err(|error| errors::storage(&error))?;
         let state = request.state.to_string();
-        let tokens = Tokens::new(
-            key,
-            &["sources", &request.project, &request.uri_prefix, &state],
-        );
+        let tokens = Tokens::new(key, &["sources", &request.project, &request.uri_prefix, &state]);
         let mut violations = Violations::default();
         let name = validate::project_name("project", &request.project, &mut violations);
         let size = pages::size(request.page_size, &mut violations);
@@ -243,29 +186,12 @@ impl IngestionService for Grpc {
         let name = checked(name, violations)?;
 
         let project = self.check_project(&name).await?;
-        let filter = SourceFilter {
-            uri_prefix: request.uri_prefix,
-            state,
-        };
-        let page = sources::list(
-            self.ingestion.db(),
-            project,
-            &filter,
-            after.as_deref(),
-            size,
-        )
-        .await;
+        let filter = SourceFilter { uri_prefix: request.uri_prefix, state };
+        let page = sources::list(self.ingestion.db(), project, &filter, after.as_deref(), size).await;
         let page = page.map_err(|error| errors::storage(&error))?;
         Ok(Response::new(ListSourcesResponse {
-            sources: page
-                .sources
-                .into_iter()
-                .map(|source| convert::source(source, &name))
-                .collect(),
-            next_page_token: page
-                .next_after
-                .map(|after| tokens.make(&after))
-                .unwrap_or_default(),
+            sources: page.sources.into_iter().map(|source| convert::source(source, &name)).collect(),
+            next_page_token: page.next_after.map(|after| tokens.make(&after)).unwrap_or_default(),
         }))
     }
 

@@ -20,9 +20,7 @@ use anyhow::{Context, anyhow};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use waybill_api::{
-    FILE_DESCRIPTOR_SET, ingestion::v1::ingestion_service_server::IngestionServiceServer,
-};
+use waybill_api::{FILE_DESCRIPTOR_SET, ingestion::v1::ingestion_service_server::IngestionServiceServer};
 use waybill_runtime::{
     Shutdown,
     grpc::{GrpcOptions, serve},
@@ -50,20 +48,11 @@ pub struct Deps {
 ///
 /// # Errors
 /// If the configuration is not valid, its tokenizer can't be read, or the server fails.
-pub async fn run(
-    config: Config,
-    deps: Deps,
-    listener: TcpListener,
-    shutdown: Shutdown,
-) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
     config.validate().map_err(|wrong| anyhow!(wrong))?;
     let chunking = config.chunking.clone();
     let chunker = tokio::task::spawn_blocking(move || {
-        Chunker::new(
-            chunking.max_tokens,
-            chunking.overlap_tokens,
-            chunking.tokenizer.as_deref(),
-        )
+        Chunker::new(chunking.max_tokens, chunking.overlap_tokens, chunking.tokenizer.as_deref())
     })
     .await
     .context("load the tokenizer")?
@@ -71,32 +60,17 @@ pub async fn run(
     let ingestion = Ingestion::new(deps.db, chunker);
 
     let tasks = shutdown.tasks();
-    tasks.spawn(
-        "purge put requests",
-        purge(ingestion.clone(), shutdown.soft()),
-    );
+    tasks.spawn("purge put requests", purge(ingestion.clone(), shutdown.soft()));
     let max_message_bytes = config.max_body_bytes + MESSAGE_OVERHEAD_BYTES;
-    let service = Grpc {
-        limits: Limits::new(&config),
-        config,
-        ingestion,
-        shutdown: shutdown.clone(),
-    };
-    let routes = Routes::new(
-        IngestionServiceServer::new(service).max_decoding_message_size(max_message_bytes),
-    );
-    let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET)
-        .with_limit_key("ingestion.max_body_bytes");
+    let service = Grpc { limits: Limits::new(&config), config, ingestion, shutdown: shutdown.clone() };
+    let routes = Routes::new(IngestionServiceServer::new(service).max_decoding_message_size(max_message_bytes));
+    let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET).with_limit_key("ingestion.max_body_bytes");
     serve(listener, routes, options, shutdown).await?;
     tasks.finish().await
 }
 
 async fn purge(ingestion: Ingestion, stopping: CancellationToken) -> anyhow::Result<()> {
-    while stopping
-        .run_until_cancelled(tokio::time::sleep(PURGE_INTERVAL))
-        .await
-        .is_some()
-    {
+    while stopping.run_until_cancelled(tokio::time::sleep(PURGE_INTERVAL)).await.is_some() {
         ingestion.purge_requests().await;
     }
     Ok(())

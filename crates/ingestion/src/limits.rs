@@ -30,55 +30,31 @@ impl Limits {
         Self {
             puts: Arc::new(Semaphore::new(config.max_concurrent_puts)),
             streams: Arc::new(Semaphore::new(config.max_streams)),
-            bytes: Arc::new(Semaphore::new(
-                config.max_bytes_in_flight / BYTES_PER_PERMIT,
-            )),
+            bytes: Arc::new(Semaphore::new(config.max_bytes_in_flight / BYTES_PER_PERMIT)),
         }
     }
 
     /// Takes on a call, or refuses it for now.
     pub(crate) fn put(&self) -> Result<Held, Status> {
-        let refused = |_| {
-            busy(
-                "TOO_MANY_PUTS",
-                "too many puts at once (ingestion.max_concurrent_puts)",
-            )
-        };
+        let refused = |_| busy("TOO_MANY_PUTS", "too many puts at once (ingestion.max_concurrent_puts)");
         self.puts.clone().try_acquire_owned().map_err(refused)
     }
 
     /// Takes on a stream, or refuses it for now.
     pub(crate) fn stream(&self) -> Result<Held, Status> {
-        let refused = |_| {
-            busy(
-                "TOO_MANY_STREAMS",
-                "too many streams at once (ingestion.max_streams)",
-            )
-        };
+        let refused = |_| busy("TOO_MANY_STREAMS", "too many streams at once (ingestion.max_streams)");
         self.streams.clone().try_acquire_owned().map_err(refused)
     }
 
     /// Makes room for a body, or refuses it for now.
     pub(crate) fn bytes(&self, bytes: usize) -> Result<Held, Status> {
-        let refused = |_| {
-            busy(
-                "TOO_MANY_BYTES",
-                "too many bytes of bodies at once (ingestion.max_bytes_in_flight)",
-            )
-        };
-        self.bytes
-            .clone()
-            .try_acquire_many_owned(permits(bytes))
-            .map_err(refused)
+        let refused = |_| busy("TOO_MANY_BYTES", "too many bytes of bodies at once (ingestion.max_bytes_in_flight)");
+        self.bytes.clone().try_acquire_many_owned(permits(bytes)).map_err(refused)
     }
 
     /// Waits for room for a body. `None` if the limits are gone, which they never are.
     pub(crate) async fn wait_for_bytes(&self, bytes: usize) -> Option<Held> {
-        self.bytes
-            .clone()
-            .acquire_many_owned(permits(bytes))
-            .await
-            .ok()
+        self.bytes.clone().acquire_many_owned(permits(bytes)).await.ok()
     }
 }
 
@@ -87,9 +63,5 @@ fn permits(bytes: usize) -> u32 {
 }
 
 fn busy(reason: &str, description: &str) -> Status {
-    status::resource_exhausted(
-        reason,
-        format!("{description}: try again"),
-        Some(RETRY_AFTER),
-    )
+    status::resource_exhausted(reason, format!("{description}: try again"), Some(RETRY_AFTER))
 }

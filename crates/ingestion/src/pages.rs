@@ -25,10 +25,7 @@ const MAX_TOKEN_BYTES: usize = 4_096;
 /// Reads a page size: 0 is the default, a large one is cut.
 pub(crate) fn size(requested: i32, violations: &mut Violations) -> i64 {
     if requested < 0 {
-        violations.add(
-            "page_size",
-            format!("is {requested}: must be 0 (the default, {DEFAULT_SIZE}) to {MAX_SIZE}"),
-        );
+        violations.add("page_size", format!("is {requested}: must be 0 (the default, {DEFAULT_SIZE}) to {MAX_SIZE}"));
     }
     match i64::from(requested) {
         0 => DEFAULT_SIZE,
@@ -46,10 +43,7 @@ impl<'a> Tokens<'a> {
     /// `query` is all that decides what is listed, by parts.
     pub(crate) fn new(key: &'a [u8], query: &[&str]) -> Self {
         // JSON keeps the parts apart, whatever is in them.
-        Self {
-            key,
-            query: serde_json::json!(query).to_string(),
-        }
+        Self { key, query: serde_json::json!(query).to_string() }
     }
 
     /// Makes the token of the page that begins after `after`.
@@ -67,7 +61,10 @@ impl<'a> Tokens<'a> {
         }
         let after = self.open(token);
         if after.is_none() {
-            violations.add("page_token", "is not a token of this listing: pass next_page_token of the page before, or nothing");
+            violations.add(
+                "page_token",
+                "is not a token of this listing: pass next_page_token of the page before, or nothing",
+            );
         }
         after
     }
@@ -85,8 +82,7 @@ impl<'a> Tokens<'a> {
 
     /// Signs by hashing twice with the key in front, so that no signature can be continued.
     fn sign(&self, after: &str) -> [u8; SIGNATURE_BYTES] {
-        let inner =
-            ContentHash::of([self.key, self.query.as_bytes(), b"\0", after.as_bytes()].concat());
+        let inner = ContentHash::of([self.key, self.query.as_bytes(), b"\0", after.as_bytes()].concat());
         let outer = ContentHash::of([self.key, inner.as_bytes()].concat());
         let mut signature = [0; SIGNATURE_BYTES];
         signature.copy_from_slice(&outer.as_bytes()[..SIGNATURE_BYTES]);
@@ -109,25 +105,10 @@ mod tests {
         };
         assert_eq!(read(&tokens, &token), (Some("docs/ä".to_owned()), true));
         assert_eq!(read(&tokens, ""), (None, true));
-        assert_eq!(
-            read(&Tokens::new(b"other", &["sources", "p"]), &token),
-            (None, false)
-        );
-        assert_eq!(
-            read(&Tokens::new(b"key", &["sources", "q"]), &token),
-            (None, false)
-        );
-        assert_eq!(
-            read(&Tokens::new(b"key", &["sources\",\"p"]), &token),
-            (None, false)
-        );
-        for forged in [
-            "x",
-            "not base64!",
-            &token[1..],
-            &token[..token.len() - 2],
-            &"A".repeat(5_000),
-        ] {
+        assert_eq!(read(&Tokens::new(b"other", &["sources", "p"]), &token), (None, false));
+        assert_eq!(read(&Tokens::new(b"key", &["sources", "q"]), &token), (None, false));
+        assert_eq!(read(&Tokens::new(b"key", &["sources\",\"p"]), &token), (None, false));
+        for forged in ["x", "not base64!", &token[1..], &token[..token.len() - 2], &"A".repeat(5_000)] {
             assert_eq!(read(&tokens, forged), (None, false), "{forged}");
         }
     }

@@ -85,10 +85,7 @@ impl Ingestion {
 
     /// Returns what page tokens are signed with. Read once.
     pub(crate) async fn token_key(&self) -> Result<&[u8], StorageError> {
-        let key = self
-            .token_key
-            .get_or_try_init(|| secrets::page_token_key(&self.db))
-            .await?;
+        let key = self.token_key.get_or_try_init(|| secrets::page_token_key(&self.db)).await?;
         Ok(key)
     }
 
@@ -114,32 +111,18 @@ impl Ingestion {
                 seen.insert(id) && !in_flight.contains(&id)
             })
             .collect();
-        let keys: Vec<_> = puts
-            .iter()
-            .zip(&settled)
-            .filter(|(_, settled)| **settled)
-            .map(|(put, _)| &put.key)
-            .collect();
+        let keys: Vec<_> =
+            puts.iter().zip(&settled).filter(|(_, settled)| **settled).map(|(put, _)| &put.key).collect();
         let mut peeked = match sources::peek(&self.db, &keys).await {
             Ok(peeked) => peeked.into_iter(),
             Err(error) => {
                 let error = Arc::new(error);
-                let answers = puts
-                    .iter()
-                    .map(|_| Some(Err(Refusal::Storage(Arc::clone(&error)))))
-                    .collect();
-                return Prepared {
-                    answers,
-                    sources: Vec::new(),
-                };
+                let answers = puts.iter().map(|_| Some(Err(Refusal::Storage(Arc::clone(&error))))).collect();
+                return Prepared { answers, sources: Vec::new() };
             }
         };
         let cuts = puts.into_iter().zip(settled).map(|(put, settled)| {
-            let answer = if settled {
-                peeked.next().flatten()
-            } else {
-                None
-            };
+            let answer = if settled { peeked.next().flatten() } else { None };
             async move {
                 match answer {
                     Some(answer) => Err(answer.map_err(Refusal::from)),
@@ -147,10 +130,7 @@ impl Ingestion {
                 }
             }
         });
-        let mut prepared = Prepared {
-            answers: Vec::new(),
-            sources: Vec::new(),
-        };
+        let mut prepared = Prepared { answers: Vec::new(), sources: Vec::new() };
         for cut in join_all(cuts).await {
             match cut {
                 Ok(source) => {
@@ -173,22 +153,13 @@ impl Ingestion {
         let stored = sources::put_group(&self.db, &sources, headers).await;
         self.bell.ring();
         let mut stored: Box<dyn Iterator<Item = Answer> + Send> = match stored {
-            Ok(stored) => Box::new(
-                stored
-                    .into_iter()
-                    .map(|answer| answer.map_err(Refusal::from)),
-            ),
+            Ok(stored) => Box::new(stored.into_iter().map(|answer| answer.map_err(Refusal::from))),
             Err(error) => {
                 let error = Arc::new(error);
-                Box::new(std::iter::repeat_with(move || {
-                    Err(Refusal::Storage(Arc::clone(&error)))
-                }))
+                Box::new(std::iter::repeat_with(move || Err(Refusal::Storage(Arc::clone(&error)))))
             }
         };
-        answers
-            .into_iter()
-            .filter_map(|answer| answer.or_else(|| stored.next()))
-            .collect()
+        answers.into_iter().filter_map(|answer| answer.or_else(|| stored.next())).collect()
     }
 
     async fn cut(&self, put: Put) -> Result<NewSource, Refusal> {
@@ -198,24 +169,8 @@ impl Ingestion {
         let chunker = Arc::clone(&self.chunker);
         let work = move || {
             let key = put.key;
-            let cut = chunker.cut(
-                &put.body,
-                key.media_type,
-                key.given_title.as_deref(),
-                &key.uri,
-            );
-            cut.map(
-                |Cut {
-                     title,
-                     text,
-                     chunks,
-                 }| NewSource {
-                    key,
-                    title,
-                    text,
-                    chunks,
-                },
-            )
+            let cut = chunker.cut(&put.body, key.media_type, key.given_title.as_deref(), &key.uri);
+            cut.map(|Cut { title, text, chunks }| NewSource { key, title, text, chunks })
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(Ok(source)) if source.chunks.is_empty() => Err(Refusal::NothingToRead),

@@ -47,14 +47,8 @@ pub(crate) fn start(
     let (groups, ready) = mpsc::channel(1);
     let headers = errors::outbox_headers();
     let storing = store_groups(grpc.clone(), ready, answers.clone(), headers);
-    let collecting = Collector {
-        grpc,
-        groups,
-        group: Group::default(),
-        in_flight: HashSet::new(),
-        last_sequence: None,
-    }
-    .run(items);
+    let collecting =
+        Collector { grpc, groups, group: Group::default(), in_flight: HashSet::new(), last_sequence: None }.run(items);
     tokio::spawn(
         async move {
             let _admitted = admitted;
@@ -72,10 +66,7 @@ pub(crate) fn start(
 /// One item, as far as it has come.
 enum Item {
     Refused(Status),
-    Accepted {
-        project: ProjectName,
-        request_id: Option<String>,
-    },
+    Accepted { project: ProjectName, request_id: Option<String> },
 }
 
 /// Items that are stored together.
@@ -156,13 +147,7 @@ impl Collector {
         let PutSourcesRequest { sequence, source } = message;
         self.last_sequence = Some(sequence);
         let Some(request) = source else {
-            return self
-                .add(
-                    sequence,
-                    Err(status::invalid_argument("source", "is missing")),
-                    0,
-                )
-                .await;
+            return self.add(sequence, Err(status::invalid_argument("source", "is missing")), 0).await;
         };
         let bytes = request.body.len();
         if bytes <= self.grpc.config.max_body_bytes {
@@ -185,12 +170,7 @@ impl Collector {
     fn check(&self, mut request: PutSourceRequest) -> Result<Put, Status> {
         let body = mem::take(&mut request.body);
         let max_bytes = self.grpc.config.max_body_bytes;
-        Header::check(&request, "source.")?.with_body(
-            body,
-            "source.",
-            max_bytes,
-            self.grpc.ingestion.chunker_id(),
-        )
+        Header::check(&request, "source.")?.with_body(body, "source.", max_bytes, self.grpc.ingestion.chunker_id())
     }
 
     async fn add(&mut self, sequence: i64, put: Result<Put, Status>, bytes: usize) -> bool {
@@ -198,10 +178,7 @@ impl Collector {
             Err(status) => Item::Refused(status),
             Ok(put) => {
                 let request_id = put.key.request.as_ref().map(|request| request.id.clone());
-                let item = Item::Accepted {
-                    project: put.project.clone(),
-                    request_id,
-                };
+                let item = Item::Accepted { project: put.project.clone(), request_id };
                 self.group.puts.push(put);
                 item
             }
@@ -217,9 +194,7 @@ impl Collector {
 
     /// Hands the group on. Returns whether anybody wants it.
     async fn flush(&mut self) -> bool {
-        let Group {
-            items, puts, held, ..
-        } = mem::take(&mut self.group);
+        let Group { items, puts, held, .. } = mem::take(&mut self.group);
         if items.is_empty() {
             return true;
         }
@@ -231,14 +206,8 @@ impl Collector {
         let ids = puts.iter().map(|put| put.key.source_id()).collect();
         let in_flight = mem::replace(&mut self.in_flight, ids);
         let ingestion = self.grpc.ingestion.clone();
-        let prepared = tokio::spawn(
-            async move { ingestion.prepare(puts, &in_flight).await }.in_current_span(),
-        );
-        slot.send(Prepare {
-            items,
-            prepared,
-            _held: held,
-        });
+        let prepared = tokio::spawn(async move { ingestion.prepare(puts, &in_flight).await }.in_current_span());
+        slot.send(Prepare { items, prepared, _held: held });
         true
     }
 
@@ -261,11 +230,7 @@ async fn store_groups(
 ) -> bool {
     while let Some(group) = groups.recv().await {
         let mut stored = match group.prepared.await {
-            Ok(prepared) => grpc
-                .ingestion
-                .store(prepared, headers.as_deref())
-                .await
-                .into_iter(),
+            Ok(prepared) => grpc.ingestion.store(prepared, headers.as_deref()).await.into_iter(),
             Err(error) => {
                 send(&answers, Err(status::internal(error))).await;
                 return false;
@@ -274,17 +239,9 @@ async fn store_groups(
         for (sequence, item) in group.items {
             let answer = match item {
                 Item::Refused(status) => Err(status),
-                Item::Accepted {
-                    project,
-                    request_id,
-                } => match stored.next() {
+                Item::Accepted { project, request_id } => match stored.next() {
                     Some(Ok(result)) => Ok(convert::put(result)),
-                    Some(Err(refusal)) => Err(errors::refusal(
-                        &refusal,
-                        &project,
-                        request_id.as_deref(),
-                        "source.",
-                    )),
+                    Some(Err(refusal)) => Err(errors::refusal(&refusal, &project, request_id.as_deref(), "source.")),
                     None => Err(status::internal("an item without an answer")),
                 },
             };
@@ -292,15 +249,7 @@ async fn store_groups(
                 Ok(put) => Answer::Put(put),
                 Err(status) => Answer::Error(errors::of_item(&status)),
             };
-            if !send(
-                &answers,
-                Ok(PutSourcesResponse {
-                    sequence,
-                    result: Some(result),
-                }),
-            )
-            .await
-            {
+            if !send(&answers, Ok(PutSourcesResponse { sequence, result: Some(result) })).await {
                 return false;
             }
         }
@@ -310,7 +259,5 @@ async fn store_groups(
 
 /// Sends an answer. Returns whether the caller takes it.
 async fn send(answers: &Answers, answer: Result<PutSourcesResponse, Status>) -> bool {
-    tokio::time::timeout(ANSWER_TIMEOUT, answers.send(answer))
-        .map(|sent| matches!(sent, Ok(Ok(()))))
-        .await
+    tokio::time::timeout(ANSWER_TIMEOUT, answers.send(answer)).map(|sent| matches!(sent, Ok(Ok(())))).await
 }

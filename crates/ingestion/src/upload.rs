@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
-use waybill_api::ingestion::v1::{
-    PutSourceResponse, UploadSourceRequest, upload_source_request::Part,
-};
+use waybill_api::ingestion::v1::{PutSourceResponse, UploadSourceRequest, upload_source_request::Part};
 use waybill_runtime::status;
 
 use crate::{
@@ -22,15 +20,10 @@ const MAX_PART_BYTES: usize = 1 << 20;
 const PART_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Receives a body and stores it. Stops reading at the first thing that is wrong.
-pub(crate) async fn run(
-    grpc: &Grpc,
-    mut parts: Streaming<UploadSourceRequest>,
-) -> Result<PutSourceResponse, Status> {
+pub(crate) async fn run(grpc: &Grpc, mut parts: Streaming<UploadSourceRequest>) -> Result<PutSourceResponse, Status> {
     let _put = grpc.limits.put()?;
     let header = match next(&mut parts).await? {
-        Some(Part::Header(request)) if request.body.is_empty() => {
-            Header::check(&request, "header.")?
-        }
+        Some(Part::Header(request)) if request.body.is_empty() => Header::check(&request, "header.")?,
         Some(Part::Header(_)) => {
             return Err(status::invalid_argument(
                 "header.body",
@@ -38,26 +31,15 @@ pub(crate) async fn run(
             ));
         }
         Some(Part::Data(_)) | None => {
-            return Err(status::invalid_argument(
-                "header",
-                "is missing: the first message must carry it",
-            ));
+            return Err(status::invalid_argument("header", "is missing: the first message must carry it"));
         }
     };
     let (body, _bytes) = receive(grpc, &mut parts).await?;
-    let put = header.with_body(
-        body,
-        "",
-        grpc.config.max_body_bytes,
-        grpc.ingestion.chunker_id(),
-    )?;
+    let put = header.with_body(body, "", grpc.config.max_body_bytes, grpc.ingestion.chunker_id())?;
     grpc.put(put).await
 }
 
-async fn receive(
-    grpc: &Grpc,
-    parts: &mut Streaming<UploadSourceRequest>,
-) -> Result<(Vec<u8>, Vec<Held>), Status> {
+async fn receive(grpc: &Grpc, parts: &mut Streaming<UploadSourceRequest>) -> Result<(Vec<u8>, Vec<Held>), Status> {
     let mut body = Vec::new();
     let mut held = Vec::new();
     while let Some(part) = next(parts).await? {
@@ -70,20 +52,14 @@ async fn receive(
         if data.len() > MAX_PART_BYTES {
             return Err(status::invalid_argument(
                 "data",
-                format!(
-                    "has {} bytes: send at most {MAX_PART_BYTES} in one message",
-                    data.len()
-                ),
+                format!("has {} bytes: send at most {MAX_PART_BYTES} in one message", data.len()),
             ));
         }
         if body.len() + data.len() > grpc.config.max_body_bytes {
             return Err(body_too_large("data", None, grpc.config.max_body_bytes));
         }
         if body.len() + data.len() > held.len() * MAX_PART_BYTES {
-            held.push(
-                grpc.limits
-                    .bytes(MAX_PART_BYTES.min(grpc.config.max_body_bytes))?,
-            );
+            held.push(grpc.limits.bytes(MAX_PART_BYTES.min(grpc.config.max_body_bytes))?);
         }
         body.extend_from_slice(&data);
     }
@@ -92,22 +68,14 @@ async fn receive(
 
 async fn next(parts: &mut Streaming<UploadSourceRequest>) -> Result<Option<Part>, Status> {
     let Ok(message) = timeout(PART_TIMEOUT, parts.message()).await else {
-        let message = format!(
-            "no part came within {} s: send the body without pauses",
-            PART_TIMEOUT.as_secs()
-        );
-        return Err(status::with_reason(
-            Code::DeadlineExceeded,
-            "UPLOAD_IDLE",
-            message,
-        ));
+        let message = format!("no part came within {} s: send the body without pauses", PART_TIMEOUT.as_secs());
+        return Err(status::with_reason(Code::DeadlineExceeded, "UPLOAD_IDLE", message));
     };
     match message.map_err(status::from_decode)? {
         None => Ok(None),
         Some(UploadSourceRequest { part: Some(part) }) => Ok(Some(part)),
-        Some(UploadSourceRequest { part: None }) => Err(status::invalid_argument(
-            "part",
-            "is missing: each message carries `header` or `data`",
-        )),
+        Some(UploadSourceRequest { part: None }) => {
+            Err(status::invalid_argument("part", "is missing: each message carries `header` or `data`"))
+        }
     }
 }

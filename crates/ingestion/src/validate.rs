@@ -6,9 +6,7 @@ use prost_types::{Struct, Value as ProtoValue, value::Kind};
 use serde_json::{Map, Number, Value};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
-use waybill_api::ingestion::v1::{
-    MediaType as ProtoMediaType, PutSourceRequest, SourceState as ProtoState,
-};
+use waybill_api::ingestion::v1::{MediaType as ProtoMediaType, PutSourceRequest, SourceState as ProtoState};
 use waybill_domain::{ContentHash, MediaType, ProjectId, ProjectName, SourceState};
 use waybill_runtime::status;
 use waybill_storage::sources::{RequestKey, SourceKey};
@@ -52,17 +50,11 @@ impl Violations {
                     .map(|(field, description)| format!("{field}: {description}"))
                     .collect::<Vec<_>>()
                     .join("; ");
-                let fields = all
-                    .iter()
-                    .map(|(field, description)| FieldViolation::new(field, description))
-                    .collect::<Vec<_>>();
+                let fields =
+                    all.iter().map(|(field, description)| FieldViolation::new(field, description)).collect::<Vec<_>>();
                 let mut details = ErrorDetails::with_bad_request(fields);
                 details.set_error_info("INVALID_FIELD", status::ERROR_DOMAIN, HashMap::new());
-                Err(Status::with_error_details(
-                    Code::InvalidArgument,
-                    message,
-                    details,
-                ))
+                Err(Status::with_error_details(Code::InvalidArgument, message, details))
             }
         }
     }
@@ -102,12 +94,7 @@ impl Header {
         let project = project_name(&field("project"), &request.project, violations);
         uri(&field("uri"), &request.uri, violations);
         text(&field("title"), &request.title, MAX_TITLE_BYTES, violations);
-        text(
-            &field("request_id"),
-            &request.request_id,
-            MAX_REQUEST_ID_BYTES,
-            violations,
-        );
+        text(&field("request_id"), &request.request_id, MAX_REQUEST_ID_BYTES, violations);
         let media_type = media_type(&field("media_type"), request.media_type, violations);
         let metadata = metadata(&field("metadata"), request.metadata.as_ref(), violations);
         Some(Self {
@@ -121,13 +108,7 @@ impl Header {
     }
 
     /// Checks the body and makes the put. `chunker` names how it will be cut.
-    pub(crate) fn with_body(
-        self,
-        body: Vec<u8>,
-        prefix: &str,
-        max_bytes: usize,
-        chunker: &str,
-    ) -> Result<Put, Status> {
+    pub(crate) fn with_body(self, body: Vec<u8>, prefix: &str, max_bytes: usize, chunker: &str) -> Result<Put, Status> {
         let field = format!("{prefix}body");
         if body.len() > max_bytes {
             return Err(body_too_large(&field, Some(body.len()), max_bytes));
@@ -142,10 +123,7 @@ impl Header {
                 self.metadata,
                 content_hash.to_string()
             ]);
-            RequestKey {
-                id,
-                fingerprint: *ContentHash::of(asked.to_string()).as_bytes(),
-            }
+            RequestKey { id, fingerprint: *ContentHash::of(asked.to_string()).as_bytes() }
         });
         let key = SourceKey {
             project_id: ProjectId::derive(&self.project),
@@ -157,11 +135,7 @@ impl Header {
             chunker: chunker.to_owned(),
             request,
         };
-        Ok(Put {
-            project: self.project,
-            key,
-            body,
-        })
+        Ok(Put { project: self.project, key, body })
     }
 }
 
@@ -170,15 +144,10 @@ fn readable_body(body: Vec<u8>) -> Result<String, String> {
         return Err("is empty: there is nothing to store".to_owned());
     }
     let body = String::from_utf8(body).map_err(|error| {
-        format!(
-            "is not UTF-8 at byte {}: convert it, or send text only",
-            error.utf8_error().valid_up_to()
-        )
+        format!("is not UTF-8 at byte {}: convert it, or send text only", error.utf8_error().valid_up_to())
     })?;
     if let Some(at) = body.find('\0') {
-        return Err(format!(
-            "has U+0000 at byte {at}, which cannot be stored: remove it"
-        ));
+        return Err(format!("has U+0000 at byte {at}, which cannot be stored: remove it"));
     }
     if body.trim().is_empty() {
         return Err("is nothing but white space".to_owned());
@@ -188,40 +157,24 @@ fn readable_body(body: Vec<u8>) -> Result<String, String> {
 
 /// Refuses a body for its size, which may not be known to its end.
 pub(crate) fn body_too_large(field: &str, bytes: Option<usize>, max_bytes: usize) -> Status {
-    let size = bytes.map_or_else(
-        || "is larger than".to_owned(),
-        |bytes| format!("has {bytes} bytes, which is over"),
-    );
+    let size = bytes.map_or_else(|| "is larger than".to_owned(), |bytes| format!("has {bytes} bytes, which is over"));
     let description = format!(
         "{size} the limit of {max_bytes} bytes (ingestion.max_body_bytes): part the document, or raise the limit"
     );
     let mut details = ErrorDetails::with_bad_request_violation(field, &description);
     details.set_error_info("BODY_TOO_LARGE", status::ERROR_DOMAIN, HashMap::new());
-    Status::with_error_details(
-        Code::ResourceExhausted,
-        format!("{field}: {description}"),
-        details,
-    )
+    Status::with_error_details(Code::ResourceExhausted, format!("{field}: {description}"), details)
 }
 
 /// Checks a project's name.
-pub(crate) fn project_name(
-    field: &str,
-    name: &str,
-    violations: &mut Violations,
-) -> Option<ProjectName> {
-    name.parse()
-        .map_err(|error: waybill_domain::InvalidName| violations.add(field, error.to_string()))
-        .ok()
+pub(crate) fn project_name(field: &str, name: &str, violations: &mut Violations) -> Option<ProjectName> {
+    name.parse().map_err(|error: waybill_domain::InvalidName| violations.add(field, error.to_string())).ok()
 }
 
 /// Checks a uri.
 pub(crate) fn uri(field: &str, uri: &str, violations: &mut Violations) {
     if uri.is_empty() {
-        violations.add(
-            field,
-            format!("is empty: must have 1 to {MAX_URI_BYTES} bytes"),
-        );
+        violations.add(field, format!("is empty: must have 1 to {MAX_URI_BYTES} bytes"));
     }
     text(field, uri, MAX_URI_BYTES, violations);
 }
@@ -233,10 +186,7 @@ pub(crate) fn uri_prefix(prefix: &str, violations: &mut Violations) {
 
 fn text(field: &str, text: &str, max_bytes: usize, violations: &mut Violations) {
     if text.len() > max_bytes {
-        violations.add(
-            field,
-            format!("has {} bytes: must have {max_bytes} at most", text.len()),
-        );
+        violations.add(field, format!("has {} bytes: must have {max_bytes} at most", text.len()));
     }
     if text.contains('\0') {
         violations.add(field, "has U+0000, which cannot be stored: remove it");
@@ -268,10 +218,7 @@ pub(crate) fn state_filter(value: i32, violations: &mut Violations) -> Option<So
         Ok(ProtoState::Indexed) => Some(SourceState::Indexed),
         Ok(ProtoState::Failed) => Some(SourceState::Failed),
         Err(_) => {
-            violations.add(
-                "state",
-                format!("is {value}: must be a SourceState, 0 to 5"),
-            );
+            violations.add("state", format!("is {value}: must be a SourceState, 0 to 5"));
             None
         }
     }
@@ -287,20 +234,13 @@ fn metadata(field: &str, metadata: Option<&Struct>, violations: &mut Violations)
     };
     let bytes = value.to_string().len();
     if bytes > MAX_METADATA_BYTES {
-        violations.add(
-            field,
-            format!("has {bytes} bytes as JSON: must have {MAX_METADATA_BYTES} at most"),
-        );
+        violations.add(field, format!("has {bytes} bytes as JSON: must have {MAX_METADATA_BYTES} at most"));
     }
     Some(value)
 }
 
 fn object(fields: &Struct, depth: usize) -> Result<Map<String, Value>, String> {
-    fields
-        .fields
-        .iter()
-        .map(|(key, value)| Ok((stored(key)?, json(value, depth)?)))
-        .collect()
+    fields.fields.iter().map(|(key, value)| Ok((stored(key)?, json(value, depth)?))).collect()
 }
 
 fn json(value: &ProtoValue, depth: usize) -> Result<Value, String> {
@@ -312,12 +252,9 @@ fn json(value: &ProtoValue, depth: usize) -> Result<Value, String> {
         Some(Kind::BoolValue(bool)) => Value::Bool(*bool),
         Some(Kind::StringValue(string)) => Value::String(stored(string)?),
         Some(Kind::NumberValue(number)) => Value::Number(number_of(*number)?),
-        Some(Kind::ListValue(list)) => Value::Array(
-            list.values
-                .iter()
-                .map(|value| json(value, depth + 1))
-                .collect::<Result<_, _>>()?,
-        ),
+        Some(Kind::ListValue(list)) => {
+            Value::Array(list.values.iter().map(|value| json(value, depth + 1)).collect::<Result<_, _>>()?)
+        }
         Some(Kind::StructValue(fields)) => Value::Object(object(fields, depth + 1)?),
     })
 }
@@ -329,10 +266,7 @@ fn stored(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "checked to be an integer that a double holds exactly"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "checked to be an integer that a double holds exactly")]
 fn number_of(number: f64) -> Result<Number, String> {
     // A Struct knows doubles only; 3 is to be found by a filter on 3, not on 3.0.
     if number.fract() == 0.0 && number.abs() <= MAX_EXACT {

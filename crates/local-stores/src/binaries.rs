@@ -24,11 +24,8 @@ const VERSIONED: &[(&str, &str, &str)] = &[
 ];
 
 /// Folders that may hold any version: built from source, Homebrew's unversioned.
-const UNVERSIONED: &[&str] = &[
-    "/usr/local/pgsql/bin",
-    "/opt/homebrew/opt/postgresql/bin",
-    "/usr/local/opt/postgresql/bin",
-];
+const UNVERSIONED: &[&str] =
+    &["/usr/local/pgsql/bin", "/opt/homebrew/opt/postgresql/bin", "/usr/local/opt/postgresql/bin"];
 
 const REDIS_NAMES: &[&str] = &["redis-server", "valkey-server"];
 
@@ -51,10 +48,7 @@ impl PostgresBinaries {
         if let Some(dir) = env::var_os(POSTGRES_VARIABLE) {
             return Self::at(Path::new(&dir)).ok_or_else(not_installed);
         }
-        candidates()
-            .into_iter()
-            .max_by_key(|found| found.major)
-            .ok_or_else(not_installed)
+        candidates().into_iter().max_by_key(|found| found.major).ok_or_else(not_installed)
     }
 
     /// Finds an installation of exactly this major version.
@@ -68,22 +62,11 @@ impl PostgresBinaries {
     /// Looks for a complete installation in `dir`.
     fn at(dir: &Path) -> Option<Self> {
         // PATH may lead to a link; the other programs stand beside what it points to.
-        let dir = dir
-            .join("postgres")
-            .canonicalize()
-            .ok()?
-            .parent()?
-            .to_owned();
-        if !["initdb", "psql"]
-            .iter()
-            .all(|program| dir.join(program).is_file())
-        {
+        let dir = dir.join("postgres").canonicalize().ok()?.parent()?.to_owned();
+        if !["initdb", "psql"].iter().all(|program| dir.join(program).is_file()) {
             return None;
         }
-        let output = Command::new(dir.join("postgres"))
-            .arg("--version")
-            .output()
-            .ok()?;
+        let output = Command::new(dir.join("postgres")).arg("--version").output().ok()?;
         let major = parse_major(&String::from_utf8_lossy(&output.stdout))?;
         (major >= OLDEST_MAJOR).then_some(Self { dir, major })
     }
@@ -149,18 +132,13 @@ fn subfolders(root: &Path) -> Vec<(String, PathBuf)> {
     let Ok(entries) = fs::read_dir(root) else {
         return Vec::new();
     };
-    entries
-        .flatten()
-        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
-        .collect()
+    entries.flatten().filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path()))).collect()
 }
 
 /// Reads `postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)` and `... 19beta1`.
 fn parse_major(version: &str) -> Option<u32> {
     let number = version.split("(PostgreSQL)").nth(1)?.trim_start();
-    let digits = number
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(number.len());
+    let digits = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
     number[..digits].parse().ok()
 }
 
@@ -182,9 +160,7 @@ pub(crate) fn forget_connection_settings(command: &mut Command) {
 }
 
 fn not_installed() -> StoreError {
-    let places = VERSIONED
-        .iter()
-        .map(|(root, prefix, bin)| format!("{root}/{prefix}*/{bin}"));
+    let places = VERSIONED.iter().map(|(root, prefix, bin)| format!("{root}/{prefix}*/{bin}"));
     let places = places.chain(UNVERSIONED.iter().map(|dir| (*dir).to_owned()));
     StoreError::NotInstalled {
         program: "PostgreSQL 15 or later",
@@ -242,10 +218,7 @@ mod tests {
     #[test]
     fn major_versions_are_read_from_what_postgres_prints() {
         let cases = [
-            (
-                "postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)\n",
-                Some(15),
-            ),
+            ("postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)\n", Some(15)),
             ("postgres (PostgreSQL) 18.6", Some(18)),
             ("postgres (PostgreSQL) 19beta1", Some(19)),
             ("postgres (PostgreSQL)", None),

@@ -47,9 +47,7 @@ impl DataDir {
     pub fn lock(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref();
         create(path)?;
-        let path = path
-            .canonicalize()
-            .map_err(StoreError::io("resolve", path))?;
+        let path = path.canonicalize().map_err(StoreError::io("resolve", path))?;
 
         let lock_path = path.join(LOCK_FILE);
         let mut lock = OpenOptions::new()
@@ -63,10 +61,7 @@ impl DataDir {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(StoreError::InUse {
-                    path,
-                    pid: holder(&lock_path),
-                });
+                return Err(StoreError::InUse { path, pid: holder(&lock_path) });
             }
             Err(TryLockError::Error(error)) => {
                 return Err(StoreError::io("lock", &lock_path)(error));
@@ -86,19 +81,10 @@ fn create(path: &Path) -> Result<(), StoreError> {
     if path.is_dir() {
         return Ok(());
     }
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(path)
-        .map_err(StoreError::io("create", path))?;
+    DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(StoreError::io("create", path))?;
     // Root's Postgres runs as another user, who must be able to pass through.
-    let mode = if nix::unistd::geteuid().is_root() {
-        0o711
-    } else {
-        0o700
-    };
-    fs::set_permissions(path, Permissions::from_mode(mode))
-        .map_err(StoreError::io("set permissions of", path))
+    let mode = if nix::unistd::geteuid().is_root() { 0o711 } else { 0o700 };
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(StoreError::io("set permissions of", path))
 }
 
 fn write_pid(lock: &mut File) -> std::io::Result<()> {

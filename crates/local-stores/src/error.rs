@@ -131,11 +131,7 @@ pub enum StoreError {
 impl StoreError {
     /// Wraps an IO error with what was being done to which path.
     pub(crate) fn io(context: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io {
-            context,
-            path: path.to_owned(),
-            source,
-        }
+        move |source| Self::Io { context, path: path.to_owned(), source }
     }
 }
 

@@ -48,11 +48,7 @@ pub(crate) struct Guard(Child);
 
 impl Guard {
     /// Watches over process `pid`; `None` if nothing is to be done when we die.
-    pub(crate) fn watch(
-        pid: u32,
-        stop_signal: Signal,
-        policy: &WhenParentDies,
-    ) -> Result<Option<Self>, StoreError> {
+    pub(crate) fn watch(pid: u32, stop_signal: Signal, policy: &WhenParentDies) -> Result<Option<Self>, StoreError> {
         let remove = match policy {
             WhenParentDies::LeaveRunning => return Ok(None),
             WhenParentDies::Stop => "".as_ref(),

@@ -30,22 +30,12 @@ pub(crate) struct Identity<'a> {
 /// Ends process `pid` if it is still the server of `identity.dir`.
 ///
 /// The caller holds the data directory, so whoever still works in it is an orphan.
-pub(crate) async fn end(
-    identity: &Identity<'_>,
-    pid: i32,
-    ladder: &[Step],
-) -> Result<(), StoreError> {
+pub(crate) async fn end(identity: &Identity<'_>, pid: i32, ladder: &[Step]) -> Result<(), StoreError> {
     if !is_it(identity, pid) {
         return Ok(());
     }
-    warn!(
-        server = identity.name,
-        pid, "a server of an earlier run is still there, ending it"
-    );
-    let kill = Step {
-        signal: Signal::SIGKILL,
-        wait: KILL_WAIT,
-    };
+    warn!(server = identity.name, pid, "a server of an earlier run is still there, ending it");
+    let kill = Step { signal: Signal::SIGKILL, wait: KILL_WAIT };
     for step in ladder.iter().chain([&kill]) {
         // It may end between the check and the signal.
         if signal::kill(Pid::from_raw(pid), step.signal) == Err(Errno::ESRCH) {
@@ -59,10 +49,7 @@ pub(crate) async fn end(
             sleep(POLL).await;
         }
     }
-    Err(StoreError::Orphan {
-        name: identity.name,
-        pid,
-    })
+    Err(StoreError::Orphan { name: identity.name, pid })
 }
 
 /// Tells whether `pid` runs and is the server we mean: ids are used again.
@@ -75,14 +62,9 @@ fn is_it(identity: &Identity<'_>, pid: i32) -> bool {
         // A zombie has no directory any more.
         return fs::read_link(proc.join("cwd")).is_ok_and(|cwd| cwd == identity.dir);
     }
-    let listed = Command::new("ps")
-        .args(["-o", "comm=", "-p", &pid.to_string()])
-        .output();
+    let listed = Command::new("ps").args(["-o", "comm=", "-p", &pid.to_string()]).output();
     listed.is_ok_and(|output| {
         let comm = String::from_utf8_lossy(&output.stdout).into_owned();
-        identity
-            .programs
-            .iter()
-            .any(|program| comm.contains(program))
+        identity.programs.iter().any(|program| comm.contains(program))
     })
 }

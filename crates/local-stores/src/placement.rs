@@ -36,16 +36,11 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// Finds or makes the directory for the cluster of `data_dir`.
-    pub(crate) fn prepare(
-        data_dir: &DataDir,
-        user: Option<&ServiceUser>,
-    ) -> Result<Self, StoreError> {
+    pub(crate) fn prepare(data_dir: &DataDir, user: Option<&ServiceUser>) -> Result<Self, StoreError> {
         let link = data_dir.path().join(NAME);
         let base = match (link.symlink_metadata().is_ok(), user) {
             // Follows the link of an earlier start.
-            (true, _) => link
-                .canonicalize()
-                .map_err(StoreError::io("resolve", &link))?,
+            (true, _) => link.canonicalize().map_err(StoreError::io("resolve", &link))?,
             (false, None) => make(&link)?,
             (false, Some(user)) => match user.barrier(&link)? {
                 None => make(&link)?,
@@ -55,10 +50,7 @@ impl Layout {
         if let Some(user) = user {
             user.own(&base)?;
         }
-        Ok(Self {
-            data_dir: data_dir.path().to_owned(),
-            base,
-        })
+        Ok(Self { data_dir: data_dir.path().to_owned(), base })
     }
 
     pub(crate) fn cluster(&self) -> PathBuf {
@@ -94,22 +86,15 @@ impl Layout {
 }
 
 fn make(path: &Path) -> Result<PathBuf, StoreError> {
-    DirBuilder::new()
-        .mode(0o700)
-        .create(path)
-        .map_err(StoreError::io("create", path))?;
+    DirBuilder::new().mode(0o700).create(path).map_err(StoreError::io("create", path))?;
     Ok(path.to_owned())
 }
 
 fn make_outside(link: &Path, barrier: &Path) -> Result<PathBuf, StoreError> {
     let parent = Path::new(OUTSIDE);
-    DirBuilder::new()
-        .recursive(true)
-        .create(parent)
-        .map_err(StoreError::io("create", parent))?;
+    DirBuilder::new().recursive(true).create(parent).map_err(StoreError::io("create", parent))?;
     // Passable, not readable.
-    fs::set_permissions(parent, Permissions::from_mode(0o711))
-        .map_err(StoreError::io("set permissions of", parent))?;
+    fs::set_permissions(parent, Permissions::from_mode(0o711)).map_err(StoreError::io("set permissions of", parent))?;
     // A name never used before: what an earlier directory of the same name left here
     // belongs to data that somebody removed.
     let base = make(&parent.join(format!("{NAME}-{}", random_hex(8)?)))?;

@@ -26,19 +26,10 @@ static POSTGRES: Kind = Kind {
     // Fast: connections are ended, a checkpoint is written. Immediate: the next start
     // replays the log.
     stop: &[
-        Step {
-            signal: Signal::SIGINT,
-            wait: Duration::from_secs(30),
-        },
-        Step {
-            signal: Signal::SIGQUIT,
-            wait: Duration::from_secs(5),
-        },
+        Step { signal: Signal::SIGINT, wait: Duration::from_secs(30) },
+        Step { signal: Signal::SIGQUIT, wait: Duration::from_secs(5) },
     ],
-    abandon: &[Step {
-        signal: Signal::SIGQUIT,
-        wait: Duration::from_secs(5),
-    }],
+    abandon: &[Step { signal: Signal::SIGQUIT, wait: Duration::from_secs(5) }],
 };
 
 /// After the postmaster was killed, its children notice within moments and let go of
@@ -62,11 +53,7 @@ pub struct PostgresOptions {
 
 impl Default for PostgresOptions {
     fn default() -> Self {
-        Self {
-            durability: Durability::Durable,
-            max_connections: 100,
-            when_parent_dies: WhenParentDies::Stop,
-        }
+        Self { durability: Durability::Durable, max_connections: 100, when_parent_dies: WhenParentDies::Stop }
     }
 }
 
@@ -113,16 +100,8 @@ impl PrivatePostgres {
             user.require_reach(&binaries.program("postgres"))?;
         }
         let password = secret::load_or_create(&layout.password())?;
-        let mut postgres = Self {
-            _data_dir: data_dir.clone(),
-            options,
-            binaries,
-            user,
-            layout,
-            password,
-            port: 0,
-            server: None,
-        };
+        let mut postgres =
+            Self { _data_dir: data_dir.clone(), options, binaries, user, layout, password, port: 0, server: None };
         if !postgres.layout.cluster().exists() {
             postgres.create_cluster().await?;
         }
@@ -139,10 +118,7 @@ impl PrivatePostgres {
 
     /// Returns the URL of a database of this server, with the password.
     pub fn url_of(&self, database: &str) -> String {
-        format!(
-            "postgres://{NAME}:{}@127.0.0.1:{}/{database}",
-            self.password, self.port
-        )
+        format!("postgres://{NAME}:{}@127.0.0.1:{}/{database}", self.password, self.port)
     }
 
     /// Returns the TCP port at 127.0.0.1; it stays the same over a restart.
@@ -174,9 +150,7 @@ impl PrivatePostgres {
     /// [`StoreError::Io`] if the process can't be killed.
     pub fn kill9(&mut self) -> Result<(), StoreError> {
         match self.server.take() {
-            Some(mut server) => server
-                .kill()
-                .map_err(StoreError::io("kill", Path::new(NAME))),
+            Some(mut server) => server.kill().map_err(StoreError::io("kill", Path::new(NAME))),
             None => Ok(()),
         }
     }
@@ -220,11 +194,7 @@ impl PrivatePostgres {
         // Code point order, Unicode case: the same on every machine, and no index
         // breaks when the system's C library changes its mind about a language.
         let unicode: &[&str] = if self.binaries.major() >= 17 {
-            &[
-                "--locale-provider=builtin",
-                "--builtin-locale=C.UTF-8",
-                "--locale=C",
-            ]
+            &["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
         } else {
             &["--locale=C.UTF-8", "--lc-messages=C"]
         };
@@ -235,32 +205,19 @@ impl PrivatePostgres {
         // Before version 17 the locale is the system's, and not every system has this one.
         if String::from_utf8_lossy(&output.stderr).contains("invalid locale") {
             remove_tree(cluster)?;
-            return check(
-                "initdb",
-                self.run_initdb(cluster, password, &["--no-locale"]).await?,
-            );
+            return check("initdb", self.run_initdb(cluster, password, &["--no-locale"]).await?);
         }
         check("initdb", output)
     }
 
-    async fn run_initdb(
-        &self,
-        cluster: &Path,
-        password: &Path,
-        locale: &[&str],
-    ) -> Result<Output, StoreError> {
+    async fn run_initdb(&self, cluster: &Path, password: &Path, locale: &[&str]) -> Result<Output, StoreError> {
         let mut command = self.command("initdb");
         command
             .arg("-D")
             .arg(cluster)
             .arg("--pwfile")
             .arg(password)
-            .args([
-                "--encoding=UTF8",
-                "--auth=scram-sha-256",
-                "--username",
-                NAME,
-            ])
+            .args(["--encoding=UTF8", "--auth=scram-sha-256", "--username", NAME])
             .args(locale);
         if self.options.durability == Durability::Volatile {
             command.arg("--no-sync");
@@ -273,11 +230,7 @@ impl PrivatePostgres {
         let Some(file) = PidFile::read(&cluster) else {
             return Ok(());
         };
-        let identity = orphan::Identity {
-            name: POSTGRES.name,
-            dir: &cluster,
-            programs: &["postgres"],
-        };
+        let identity = orphan::Identity { name: POSTGRES.name, dir: &cluster, programs: &["postgres"] };
         orphan::end(&identity, file.pid, POSTGRES.stop).await?;
         // Another process has the id by now. Postgres would take it for a postmaster
         // if it runs as the same user, as it does in a restarted container.
@@ -328,16 +281,9 @@ impl PrivatePostgres {
         for (name, value) in self.settings() {
             command.arg("-c").arg(format!("{name}={value}"));
         }
-        let mut server = Server::spawn(
-            &POSTGRES,
-            command,
-            &self.layout.log(),
-            &self.options.when_parent_dies,
-        )?;
+        let mut server = Server::spawn(&POSTGRES, command, &self.layout.log(), &self.options.when_parent_dies)?;
         let pid = server.pid();
-        server
-            .until_ready(async || PidFile::read(&cluster).is_some_and(|file| file.is_ready(pid)))
-            .await?;
+        server.until_ready(async || PidFile::read(&cluster).is_some_and(|file| file.is_ready(pid))).await?;
         info!(port = self.port, pid, "private postgres is ready");
         self.server = Some(server);
         Ok(())
@@ -349,10 +295,7 @@ impl PrivatePostgres {
             Durability::Durable => "on",
             Durability::Volatile => "off",
         };
-        let socket_dir = self
-            .layout
-            .socket_dir()
-            .map(|dir| dir.to_string_lossy().into_owned());
+        let socket_dir = self.layout.socket_dir().map(|dir| dir.to_string_lossy().into_owned());
         vec![
             ("listen_addresses", "127.0.0.1".to_owned()),
             ("port", self.port.to_string()),
@@ -388,10 +331,7 @@ impl PrivatePostgres {
             return Ok(());
         }
         check("psql", output)?;
-        check(
-            "psql",
-            run(query(&format!("CREATE DATABASE {NAME}"))).await?,
-        )
+        check("psql", run(query(&format!("CREATE DATABASE {NAME}"))).await?)
     }
 
     /// One of the server's programs, as the user it is to run as.
@@ -412,12 +352,8 @@ fn binaries_for(cluster: &Path) -> Result<PostgresBinaries, StoreError> {
     let version = cluster.join("PG_VERSION");
     match fs::read_to_string(&version) {
         Ok(text) => match text.trim().parse() {
-            Ok(needs) => {
-                PostgresBinaries::find_major(needs).ok_or_else(|| StoreError::OtherMajor {
-                    cluster: cluster.to_owned(),
-                    needs,
-                })
-            }
+            Ok(needs) => PostgresBinaries::find_major(needs)
+                .ok_or_else(|| StoreError::OtherMajor { cluster: cluster.to_owned(), needs }),
             Err(_) => PostgresBinaries::find(),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => PostgresBinaries::find(),
@@ -439,12 +375,7 @@ impl PidFile {
     fn read(cluster: &Path) -> Option<Self> {
         let text = fs::read_to_string(cluster.join(Self::NAME)).ok()?;
         let pid = text.lines().next()?.trim().parse().ok()?;
-        let status = text
-            .lines()
-            .nth(Self::STATUS_LINE)
-            .unwrap_or_default()
-            .trim()
-            .to_owned();
+        let status = text.lines().nth(Self::STATUS_LINE).unwrap_or_default().trim().to_owned();
         Some(Self { pid, status })
     }
 
@@ -456,13 +387,8 @@ impl PidFile {
 async fn run(command: Command) -> Result<Output, StoreError> {
     let program = Path::new(command.get_program()).to_owned();
     let mut command = tokio::process::Command::from(command);
-    command
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true);
-    command
-        .output()
-        .await
-        .map_err(StoreError::io("run", &program))
+    command.stdin(std::process::Stdio::null()).kill_on_drop(true);
+    command.output().await.map_err(StoreError::io("run", &program))
 }
 
 fn check(program: &'static str, output: Output) -> Result<(), StoreError> {
@@ -473,18 +399,12 @@ fn check(program: &'static str, output: Output) -> Result<(), StoreError> {
     let text = String::from_utf8_lossy(&text).trim().to_owned();
     let skip = text.chars().count().saturating_sub(OUTPUT_CHARS);
     let output_tail = text.chars().skip(skip).collect();
-    Err(StoreError::Command {
-        program,
-        status: output.status,
-        output: output_tail,
-    })
+    Err(StoreError::Command { program, status: output.status, output: output_tail })
 }
 
 fn remove_tree(path: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(StoreError::io("remove", path)(error))
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(error)),
         _ => Ok(()),
     }
 }

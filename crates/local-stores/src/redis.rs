@@ -20,14 +20,8 @@ use crate::{DataDir, Durability, RedisBinary, StoreError, orphan, secret};
 static REDIS: Kind = Kind {
     name: "redis",
     // It writes out its append-only file, which takes moments.
-    stop: &[Step {
-        signal: Signal::SIGTERM,
-        wait: Duration::from_secs(15),
-    }],
-    abandon: &[Step {
-        signal: Signal::SIGTERM,
-        wait: Duration::from_secs(2),
-    }],
+    stop: &[Step { signal: Signal::SIGTERM, wait: Duration::from_secs(15) }],
+    abandon: &[Step { signal: Signal::SIGTERM, wait: Duration::from_secs(2) }],
 };
 
 /// A server that is up answers PING at once; a slower one is asked again.
@@ -44,10 +38,7 @@ pub struct RedisOptions {
 
 impl Default for RedisOptions {
     fn default() -> Self {
-        Self {
-            durability: Durability::Durable,
-            when_parent_dies: WhenParentDies::Stop,
-        }
+        Self { durability: Durability::Durable, when_parent_dies: WhenParentDies::Stop }
     }
 }
 
@@ -97,15 +88,7 @@ impl PrivateRedis {
         let binary = RedisBinary::find()?;
         let files = Files::prepare(data_dir)?;
         let password = secret::load_or_create(&files.password)?;
-        let mut redis = Self {
-            _data_dir: data_dir.clone(),
-            options,
-            binary,
-            files,
-            password,
-            port: 0,
-            server: None,
-        };
+        let mut redis = Self { _data_dir: data_dir.clone(), options, binary, files, password, port: 0, server: None };
         redis.end_orphan().await?;
         redis.launch_on_free_port().await?;
         Ok(redis)
@@ -140,9 +123,7 @@ impl PrivateRedis {
     /// [`StoreError::Io`] if the process can't be killed.
     pub fn kill9(&mut self) -> Result<(), StoreError> {
         match self.server.take() {
-            Some(mut server) => server
-                .kill()
-                .map_err(StoreError::io("kill", Path::new("redis"))),
+            Some(mut server) => server.kill().map_err(StoreError::io("kill", Path::new("redis"))),
             None => Ok(()),
         }
     }
@@ -169,11 +150,7 @@ impl PrivateRedis {
         let Ok(pid) = text.trim().parse() else {
             return Ok(());
         };
-        let identity = orphan::Identity {
-            name: REDIS.name,
-            dir: &self.files.dir,
-            programs: &["redis", "valkey"],
-        };
+        let identity = orphan::Identity { name: REDIS.name, dir: &self.files.dir, programs: &["redis", "valkey"] };
         orphan::end(&identity, pid, REDIS.stop).await
     }
 
@@ -199,9 +176,7 @@ impl PrivateRedis {
         let policy = &self.options.when_parent_dies;
         let mut server = Server::spawn(&REDIS, command, &self.files.log, policy)?;
         let pid = server.pid();
-        server
-            .until_ready(async || answers(self.port, &self.password).await)
-            .await?;
+        server.until_ready(async || answers(self.port, &self.password).await).await?;
         info!(port = self.port, pid, "private redis is ready");
         self.server = Some(server);
         Ok(())
@@ -254,10 +229,7 @@ impl Files {
 
 /// Quotes a path for the configuration file.
 fn quoted(path: &Path) -> String {
-    let escaped = path
-        .to_string_lossy()
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"");
+    let escaped = path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{escaped}\"")
 }
 
@@ -266,9 +238,7 @@ fn quoted(path: &Path) -> String {
 async fn answers(port: u16, password: &str) -> bool {
     let ask = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        stream
-            .write_all(format!("AUTH {password}\r\nPING\r\n").as_bytes())
-            .await?;
+        stream.write_all(format!("AUTH {password}\r\nPING\r\n").as_bytes()).await?;
         let expected = b"+OK\r\n+PONG\r\n";
         let mut answer = vec![0; expected.len()];
         stream.read_exact(&mut answer).await?;

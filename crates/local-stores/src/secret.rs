@@ -32,9 +32,7 @@ fn create(path: &Path) -> Result<String, StoreError> {
 pub(crate) fn random_hex(bytes: usize) -> Result<String, StoreError> {
     let source = Path::new("/dev/urandom");
     let mut raw = vec![0; bytes];
-    File::open(source)
-        .and_then(|mut file| file.read_exact(&mut raw))
-        .map_err(StoreError::io("read", source))?;
+    File::open(source).and_then(|mut file| file.read_exact(&mut raw)).map_err(StoreError::io("read", source))?;
     Ok(raw.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -46,11 +44,7 @@ pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), StoreError> {
             _ => {}
         }
         // The mode holds for a new file only, hence the removal.
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };

@@ -88,18 +88,8 @@ impl Server {
             .spawn()
             .map_err(StoreError::io("run", &program))?;
         // From here on drop ends it.
-        let mut server = Self {
-            kind,
-            child,
-            status: None,
-            _guard: None,
-            log: log.to_owned(),
-            log_start,
-        };
-        let first = kind
-            .stop
-            .first()
-            .map_or(Signal::SIGTERM, |step| step.signal);
+        let mut server = Self { kind, child, status: None, _guard: None, log: log.to_owned(), log_start };
+        let first = kind.stop.first().map_or(Signal::SIGTERM, |step| step.signal);
         server._guard = Guard::watch(server.pid(), first, policy)?;
         debug!(server = kind.name, pid = server.pid(), "server spawned");
         Ok(server)
@@ -123,10 +113,7 @@ impl Server {
     }
 
     /// Waits until `ready` says yes.
-    pub(crate) async fn until_ready(
-        &mut self,
-        mut ready: impl AsyncFnMut() -> bool,
-    ) -> Result<(), StoreError> {
+    pub(crate) async fn until_ready(&mut self, mut ready: impl AsyncFnMut() -> bool) -> Result<(), StoreError> {
         let begun = Instant::now();
         let mut next_report = PROGRESS_EVERY;
         loop {
@@ -141,22 +128,13 @@ impl Server {
                 });
             }
             if ready().await {
-                debug!(
-                    server = self.kind.name,
-                    after_ms = begun.elapsed().as_millis(),
-                    "ready"
-                );
+                debug!(server = self.kind.name, after_ms = begun.elapsed().as_millis(), "ready");
                 return Ok(());
             }
             let after = begun.elapsed();
             if after >= START_LIMIT {
                 let (log, tail) = (self.log.clone(), self.log_tail());
-                return Err(StoreError::NotReady {
-                    name: self.kind.name,
-                    after,
-                    log,
-                    tail,
-                });
+                return Err(StoreError::NotReady { name: self.kind.name, after, log, tail });
             }
             if after >= next_report {
                 next_report += PROGRESS_EVERY;
@@ -191,8 +169,7 @@ impl Server {
                 "server did not stop"
             );
         }
-        self.kill()
-            .map_err(StoreError::io("kill", Path::new(self.kind.name)))
+        self.kill().map_err(StoreError::io("kill", Path::new(self.kind.name)))
     }
 
     /// Ends the server with SIGKILL and waits for its end.
@@ -222,9 +199,7 @@ impl Server {
         let read = || {
             let mut file = File::open(&self.log)?;
             let end = file.metadata()?.len();
-            file.seek(SeekFrom::Start(
-                self.log_start.max(end.saturating_sub(TAIL_BYTES)),
-            ))?;
+            file.seek(SeekFrom::Start(self.log_start.max(end.saturating_sub(TAIL_BYTES))))?;
             let mut bytes = Vec::new();
             file.read_to_end(&mut bytes)?;
             Ok::<_, std::io::Error>(String::from_utf8_lossy(&bytes).trim().to_owned())
@@ -257,11 +232,7 @@ fn open_log(path: &Path) -> std::io::Result<(File, u64)> {
         fs::rename(path, path.with_extension("log.old"))?;
     }
     // Statements that fail are logged, and they may hold what nobody else should read.
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)?;
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
     let length = file.metadata()?.len();
     Ok((file, length))
 }
@@ -271,8 +242,5 @@ pub(crate) fn free_port() -> Result<u16, StoreError> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())
         .map(|address| address.port())
-        .map_err(StoreError::io(
-            "find a free port on",
-            Path::new("127.0.0.1"),
-        ))
+        .map_err(StoreError::io("find a free port on", Path::new("127.0.0.1")))
 }

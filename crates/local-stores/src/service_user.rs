@@ -33,13 +33,7 @@ impl ServiceUser {
         USERS
             .iter()
             .find_map(|name| User::from_name(name).ok().flatten())
-            .map(|user| {
-                Some(Self {
-                    name: user.name,
-                    uid: user.uid.as_raw(),
-                    gid: user.gid.as_raw(),
-                })
-            })
+            .map(|user| Some(Self { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw() }))
             .ok_or(StoreError::NoServiceUser)
     }
 
@@ -76,10 +70,7 @@ impl ServiceUser {
     pub(crate) fn require_reach(&self, program: &Path) -> Result<(), StoreError> {
         match self.barrier(program)? {
             None => Ok(()),
-            Some(path) => Err(StoreError::Unreachable {
-                user: self.name.clone(),
-                path,
-            }),
+            Some(path) => Err(StoreError::Unreachable { user: self.name.clone(), path }),
         }
     }
 }

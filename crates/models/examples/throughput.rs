@@ -29,19 +29,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let all = ["minilm", "minilm-int8", "wordllama"].map(str::to_owned);
     let names_or_all = if names.is_empty() { &all[..] } else { names };
     for name in names_or_all {
-        let local = LocalConfig {
-            path: dir.join(name),
-            threads,
-            ..LocalConfig::default()
-        };
-        let provider = build(&ProviderConfig {
-            local,
-            ..ProviderConfig::default()
-        })
-        .await?;
-        let texts: Vec<String> = (0..BATCH)
-            .map(|number| format!("{number} {TEXT}"))
-            .collect();
+        let local = LocalConfig { path: dir.join(name), threads, ..LocalConfig::default() };
+        let provider = build(&ProviderConfig { local, ..ProviderConfig::default() }).await?;
+        let texts: Vec<String> = (0..BATCH).map(|number| format!("{number} {TEXT}")).collect();
         provider.embed(&texts, Purpose::Document).await?;
         let (begin, mut done) = (Instant::now(), 0);
         while begin.elapsed() < SPAN {

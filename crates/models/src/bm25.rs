@@ -57,34 +57,21 @@ impl Bm25 {
             .k1(K1)
             .b(B)
             .build();
-        Self {
-            embedder,
-            tokenizer: DefaultTokenizer::new(Language::English),
-        }
+        Self { embedder, tokenizer: DefaultTokenizer::new(Language::English) }
     }
 
     /// Weighs each term of a document by how often it is there and how long the document is.
     #[must_use]
     pub fn document(&self, text: &str) -> SparseVector {
         let embedding = self.embedder.embed(text);
-        SparseVector::from_pairs(
-            embedding
-                .iter()
-                .map(|term| (term.index.0, term.value))
-                .collect(),
-        )
+        SparseVector::from_pairs(embedding.iter().map(|term| (term.index.0, term.value)).collect())
     }
 
     /// Gives each distinct term of a query the weight 1.
     #[must_use]
     pub fn query(&self, text: &str) -> SparseVector {
         let terms = self.tokenizer.tokenize(text);
-        SparseVector::from_pairs(
-            terms
-                .iter()
-                .map(|term| (TermHash::embed(term).0, 1.0))
-                .collect(),
-        )
+        SparseVector::from_pairs(terms.iter().map(|term| (TermHash::embed(term).0, 1.0)).collect())
     }
 }
 
@@ -113,8 +100,6 @@ impl TokenEmbedder for TermHash {
     fn embed(term: &str) -> Self {
         const OFFSET_BASIS: u32 = 0x811c_9dc5;
         const PRIME: u32 = 0x0100_0193;
-        Self(term.bytes().fold(OFFSET_BASIS, |hash, byte| {
-            (hash ^ u32::from(byte)).wrapping_mul(PRIME)
-        }))
+        Self(term.bytes().fold(OFFSET_BASIS, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(PRIME)))
     }
 }

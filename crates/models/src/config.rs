@@ -3,9 +3,7 @@ use std::{path::PathBuf, sync::Arc};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::{
-    EmbeddingProvider, ModelError, local::LocalProvider, openai::OpenAiProvider, tei::TeiProvider,
-};
+use crate::{EmbeddingProvider, ModelError, local::LocalProvider, openai::OpenAiProvider, tei::TeiProvider};
 
 /// The longest text a configured model may claim to read, in tokens. Above it, one text
 /// could hold a worker for minutes.
@@ -242,30 +240,16 @@ pub async fn build(config: &ProviderConfig) -> Result<Arc<dyn EmbeddingProvider>
 impl LocalConfig {
     fn validate(&self) -> Result<(), ModelError> {
         if self.path.as_os_str().is_empty() {
-            return Err(config_error(
-                "local.path",
-                "is empty",
-                "name the model's folder",
-            ));
+            return Err(config_error("local.path", "is empty", "name the model's folder"));
         }
-        if self
-            .name
-            .as_deref()
-            .is_some_and(|name| name.trim().is_empty())
-        {
-            return Err(config_error(
-                "local.name",
-                "is empty",
-                "give a name or leave it out",
-            ));
+        if self.name.as_deref().is_some_and(|name| name.trim().is_empty()) {
+            return Err(config_error("local.name", "is empty", "give a name or leave it out"));
         }
         check_range("local.threads", self.threads, 0, MAX_THREADS)?;
         check_range("local.batch", self.batch, 1, MAX_BATCH)?;
         check_range("local.queue", self.queue, 1, MAX_IN_FLIGHT)?;
         // Below 8 a BERT would read little but its own marks.
-        self.max_tokens.map_or(Ok(()), |tokens| {
-            check_range("local.max_tokens", tokens, 8, MAX_TOKENS_LIMIT)
-        })
+        self.max_tokens.map_or(Ok(()), |tokens| check_range("local.max_tokens", tokens, 8, MAX_TOKENS_LIMIT))
     }
 }
 
@@ -273,11 +257,7 @@ impl OpenAiConfig {
     fn validate(&self) -> Result<(), ModelError> {
         check_url("openai.base_url", &self.base_url)?;
         if self.model.trim().is_empty() {
-            return Err(config_error(
-                "openai.model",
-                "is empty",
-                "name a model of the server's",
-            ));
+            return Err(config_error("openai.model", "is empty", "name a model of the server's"));
         }
         if self.send_dimensions && self.dimensions.is_none() {
             return Err(config_error(
@@ -293,11 +273,7 @@ impl OpenAiConfig {
     }
 
     pub(crate) fn read_key(&self) -> Result<Option<SecretString>, ModelError> {
-        read_key(
-            "openai.api_key_file",
-            self.api_key.as_ref(),
-            self.api_key_file.as_ref(),
-        )
+        read_key("openai.api_key_file", self.api_key.as_ref(), self.api_key_file.as_ref())
     }
 }
 
@@ -310,35 +286,19 @@ impl TeiConfig {
     }
 
     pub(crate) fn read_key(&self) -> Result<Option<SecretString>, ModelError> {
-        read_key(
-            "tei.api_key_file",
-            self.api_key.as_ref(),
-            self.api_key_file.as_ref(),
-        )
+        read_key("tei.api_key_file", self.api_key.as_ref(), self.api_key_file.as_ref())
     }
 }
 
-pub(crate) fn config_error(
-    key: &'static str,
-    problem: impl Into<String>,
-    fix: &'static str,
-) -> ModelError {
-    ModelError::Config {
-        key,
-        problem: problem.into(),
-        fix,
-    }
+pub(crate) fn config_error(key: &'static str, problem: impl Into<String>, fix: &'static str) -> ModelError {
+    ModelError::Config { key, problem: problem.into(), fix }
 }
 
 fn check_range(key: &'static str, value: usize, min: usize, max: usize) -> Result<(), ModelError> {
     if (min..=max).contains(&value) {
         return Ok(());
     }
-    Err(config_error(
-        key,
-        format!("is {value}, not {min} to {max}"),
-        "choose a number in between",
-    ))
+    Err(config_error(key, format!("is {value}, not {min} to {max}"), "choose a number in between"))
 }
 
 fn check_timeout(key: &'static str, value_ms: u64) -> Result<(), ModelError> {
@@ -346,31 +306,18 @@ fn check_timeout(key: &'static str, value_ms: u64) -> Result<(), ModelError> {
         return Ok(());
     }
     let problem = format!("is {value_ms}, not 1 to {MAX_TIMEOUT_MS}");
-    Err(config_error(
-        key,
-        problem,
-        "choose a number of milliseconds in between",
-    ))
+    Err(config_error(key, problem, "choose a number of milliseconds in between"))
 }
 
 fn check_url(key: &'static str, value: &str) -> Result<(), ModelError> {
-    let url = reqwest::Url::parse(value).map_err(|error| {
-        config_error(key, format!("is no URL: {error}"), "write http://host:port")
-    })?;
+    let url = reqwest::Url::parse(value)
+        .map_err(|error| config_error(key, format!("is no URL: {error}"), "write http://host:port"))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(config_error(
-            key,
-            "has another scheme",
-            "use http:// or https://",
-        ));
+        return Err(config_error(key, "has another scheme", "use http:// or https://"));
     }
     if !url.username().is_empty() || url.password().is_some() {
         // Would show up wherever the URL is printed.
-        return Err(config_error(
-            key,
-            "holds credentials",
-            "use api_key or api_key_file",
-        ));
+        return Err(config_error(key, "holds credentials", "use api_key or api_key_file"));
     }
     Ok(())
 }
@@ -383,20 +330,12 @@ fn read_key(
     let text = match (key, file) {
         (None, None) => return Ok(None),
         (Some(_), Some(_)) => {
-            return Err(config_error(
-                file_key,
-                "stands beside api_key",
-                "keep one of the two",
-            ));
+            return Err(config_error(file_key, "stands beside api_key", "keep one of the two"));
         }
         (Some(key), None) => key.expose_secret().to_owned(),
         (None, Some(path)) => std::fs::read_to_string(path).map_err(|error| {
             let problem = format!("cannot read {}: {error}", path.display());
-            config_error(
-                file_key,
-                problem,
-                "name a readable file that holds the key alone",
-            )
+            config_error(file_key, problem, "name a readable file that holds the key alone")
         })?,
     };
     let text = text.trim();
@@ -411,10 +350,7 @@ fn read_key(
     Ok(Some(SecretString::from(text)))
 }
 
-#[expect(
-    clippy::ref_option,
-    reason = "the signature that serde's serialize_with calls"
-)]
+#[expect(clippy::ref_option, reason = "the signature that serde's serialize_with calls")]
 fn redact<S: Serializer>(key: &Option<SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
     match key {
         Some(_) => serializer.serialize_some("[redacted]"),

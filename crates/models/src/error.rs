@@ -80,15 +80,13 @@ impl ModelError {
     #[must_use]
     pub const fn class(&self) -> ErrorClass {
         match self {
-            Self::Config { .. }
-            | Self::Load { .. }
-            | Self::Rejected { .. }
-            | Self::BadAnswer { .. } => ErrorClass::Permanent,
+            Self::Config { .. } | Self::Load { .. } | Self::Rejected { .. } | Self::BadAnswer { .. } => {
+                ErrorClass::Permanent
+            }
             Self::Throttled { .. } => ErrorClass::Throttled,
-            Self::Inference(_)
-            | Self::Stopped
-            | Self::Unavailable { .. }
-            | Self::Timeout { .. } => ErrorClass::Transient,
+            Self::Inference(_) | Self::Stopped | Self::Unavailable { .. } | Self::Timeout { .. } => {
+                ErrorClass::Transient
+            }
         }
     }
 

@@ -52,8 +52,7 @@ pub(crate) struct ServerOptions<'a> {
 
 impl Server {
     pub(crate) fn new(options: ServerOptions<'_>) -> Result<Self, ModelError> {
-        let invalid =
-            |problem: String| config_error(options.url_key, problem, "write http://host:port");
+        let invalid = |problem: String| config_error(options.url_key, problem, "write http://host:port");
         // A base without a slash at its end would lose its last segment in `join`.
         let base = format!("{}/", options.base_url.trim_end_matches('/'));
         let base = Url::parse(&base).map_err(|error| invalid(error.to_string()))?;
@@ -94,31 +93,19 @@ impl Server {
 
     /// Makes the error for an answer that arrived whole but cannot be used.
     pub(crate) fn bad_answer(&self, problem: impl Into<String>) -> ModelError {
-        ModelError::BadAnswer {
-            provider: self.provider,
-            problem: problem.into(),
-        }
+        ModelError::BadAnswer { provider: self.provider, problem: problem.into() }
     }
 
     fn url(&self, path: &str) -> Result<Url, ModelError> {
-        self.base
-            .join(path)
-            .map_err(|error| self.unavailable(error.to_string()))
+        self.base.join(path).map_err(|error| self.unavailable(error.to_string()))
     }
 
     fn unavailable(&self, reason: impl Into<String>) -> ModelError {
-        ModelError::Unavailable {
-            provider: self.provider,
-            reason: reason.into(),
-        }
+        ModelError::Unavailable { provider: self.provider, reason: reason.into() }
     }
 
     async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ModelError> {
-        let _slot = self
-            .slots
-            .acquire()
-            .await
-            .map_err(|_closed| self.unavailable("the provider is shutting down"))?;
+        let _slot = self.slots.acquire().await.map_err(|_closed| self.unavailable("the provider is shutting down"))?;
         let request = match &self.key {
             Some(key) => request.header(AUTHORIZATION, self.bearer(key)?),
             None => request,
@@ -133,11 +120,7 @@ impl Server {
                 return self.unavailable("the answer ends in the middle");
             }
             // Its text may quote the body, which is nobody's secret but can be long: the place will do.
-            self.bad_answer(format!(
-                "not the expected JSON at line {} column {}",
-                error.line(),
-                error.column()
-            ))
+            self.bad_answer(format!("not the expected JSON at line {} column {}", error.line(), error.column()))
         })
     }
 
@@ -150,10 +133,7 @@ impl Server {
 
     async fn read(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, ModelError> {
         let too_long = || self.bad_answer(format!("longer than {limit} bytes"));
-        if response
-            .content_length()
-            .is_some_and(|length| length > limit as u64)
-        {
+        if response.content_length().is_some_and(|length| length > limit as u64) {
             return Err(too_long());
         }
         let mut body = Vec::new();
@@ -169,10 +149,7 @@ impl Server {
     /// Reads a failure on the way: no connection, a broken one, no answer in time.
     fn broken(&self, error: reqwest::Error) -> ModelError {
         if error.is_timeout() {
-            return ModelError::Timeout {
-                provider: self.provider,
-                timeout_ms: self.timeout_ms,
-            };
+            return ModelError::Timeout { provider: self.provider, timeout_ms: self.timeout_ms };
         }
         self.unavailable(describe(error))
     }
@@ -184,10 +161,7 @@ impl Server {
         if status == StatusCode::TOO_MANY_REQUESTS
             || (status == StatusCode::SERVICE_UNAVAILABLE && retry_after.is_some())
         {
-            return ModelError::Throttled {
-                provider: self.provider,
-                retry_after,
-            };
+            return ModelError::Throttled { provider: self.provider, retry_after };
         }
         let message = self.error_message(response).await;
         if status.is_server_error() || is_passing(status) {
@@ -196,11 +170,7 @@ impl Server {
         if status.is_redirection() {
             return self.bad_answer(format!("status {status}: redirects are not followed"));
         }
-        ModelError::Rejected {
-            provider: self.provider,
-            status: status.as_u16(),
-            message,
-        }
+        ModelError::Rejected { provider: self.provider, status: status.as_u16(), message }
     }
 
     async fn error_message(&self, response: Response) -> String {
@@ -263,11 +233,7 @@ fn is_passing(status: StatusCode) -> bool {
 /// A date is taken against the server's own `Date`, so that no clock of ours has to
 /// agree with it.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name| {
-        headers
-            .get(name)
-            .and_then(|value: &HeaderValue| value.to_str().ok())
-    };
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let value = text(RETRY_AFTER)?.trim();
     let wait = match value.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
@@ -297,10 +263,7 @@ fn describe(error: reqwest::Error) -> String {
 fn install_crypto() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        if rustls::crypto::ring::default_provider()
-            .install_default()
-            .is_err()
-        {
+        if rustls::crypto::ring::default_provider().install_default().is_err() {
             tracing::debug!("a crypto provider was installed before");
         }
     });
@@ -311,44 +274,31 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)))
-            .collect()
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
     }
 
     #[test]
     fn retry_after_is_read_in_seconds() {
-        assert_eq!(
-            retry_after(&headers(&[("retry-after", "7")])),
-            Some(Duration::from_secs(7))
-        );
+        assert_eq!(retry_after(&headers(&[("retry-after", "7")])), Some(Duration::from_secs(7)));
     }
 
     #[test]
     fn retry_after_is_read_as_a_date_against_the_servers_clock() {
-        let headers = headers(&[
-            ("date", "Wed, 21 Oct 2015 07:28:00 GMT"),
-            ("retry-after", "Wed, 21 Oct 2015 07:28:30 GMT"),
-        ]);
+        let headers =
+            headers(&[("date", "Wed, 21 Oct 2015 07:28:00 GMT"), ("retry-after", "Wed, 21 Oct 2015 07:28:30 GMT")]);
         assert_eq!(retry_after(&headers), Some(Duration::from_secs(30)));
     }
 
     #[test]
     fn retry_after_in_the_past_is_no_wait() {
-        let headers = headers(&[
-            ("date", "Wed, 21 Oct 2015 07:28:30 GMT"),
-            ("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT"),
-        ]);
+        let headers =
+            headers(&[("date", "Wed, 21 Oct 2015 07:28:30 GMT"), ("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT")]);
         assert_eq!(retry_after(&headers), Some(Duration::ZERO));
     }
 
     #[test]
     fn retry_after_is_clamped() {
-        assert_eq!(
-            retry_after(&headers(&[("retry-after", "86400")])),
-            Some(MAX_RETRY_AFTER)
-        );
+        assert_eq!(retry_after(&headers(&[("retry-after", "86400")])), Some(MAX_RETRY_AFTER));
     }
 
     #[test]

@@ -15,8 +15,6 @@ mod provider;
 mod tei;
 
 pub use bm25::{Bm25, SparseVector};
-pub use config::{
-    LocalConfig, ModelFormat, OpenAiConfig, ProviderConfig, ProviderKind, TeiConfig, build,
-};
+pub use config::{LocalConfig, ModelFormat, OpenAiConfig, ProviderConfig, ProviderKind, TeiConfig, build};
 pub use error::ModelError;
 pub use provider::{EmbeddingProvider, ModelInfo, Purpose};

@@ -59,11 +59,7 @@ impl OpenAiProvider {
         Ok(provider)
     }
 
-    async fn request(
-        &self,
-        texts: &[String],
-        dimensions: Option<usize>,
-    ) -> Result<Vec<Vec<f32>>, ModelError> {
+    async fn request(&self, texts: &[String], dimensions: Option<usize>) -> Result<Vec<Vec<f32>>, ModelError> {
         let mut body = json!({
             "model": self.info.name,
             "input": texts,
@@ -82,9 +78,7 @@ impl OpenAiProvider {
     fn in_order(&self, items: Vec<Item>, count: usize) -> Result<Vec<Vec<f32>>, ModelError> {
         if items.len() != count {
             let got = items.len();
-            return Err(self
-                .server
-                .bad_answer(format!("{got} vectors for {count} texts")));
+            return Err(self.server.bad_answer(format!("{got} vectors for {count} texts")));
         }
         let mut vectors = vec![None; count];
         for item in items {
@@ -95,9 +89,7 @@ impl OpenAiProvider {
                     return Err(self.server.bad_answer(format!("index {index} came twice")));
                 }
                 None => {
-                    return Err(self
-                        .server
-                        .bad_answer(format!("index {index} of {count} texts")));
+                    return Err(self.server.bad_answer(format!("index {index} of {count} texts")));
                 }
             }
         }
@@ -113,13 +105,7 @@ impl EmbeddingProvider for OpenAiProvider {
 
     async fn embed(&self, texts: &[String], purpose: Purpose) -> Result<Vec<Vec<f32>>, ModelError> {
         let texts = self.prefixes.apply(texts, purpose);
-        let requests = texts
-            .chunks(self.batch)
-            .map(|part| self.request(part, Some(self.info.dimensions)));
-        Ok(try_join_all(requests)
-            .await?
-            .into_iter()
-            .flatten()
-            .collect())
+        let requests = texts.chunks(self.batch).map(|part| self.request(part, Some(self.info.dimensions)));
+        Ok(try_join_all(requests).await?.into_iter().flatten().collect())
     }
 }

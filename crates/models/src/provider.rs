@@ -52,10 +52,7 @@ pub(crate) struct Prefixes {
 
 impl Prefixes {
     pub(crate) fn new(document: &str, query: &str) -> Self {
-        Self {
-            document: document.to_owned(),
-            query: query.to_owned(),
-        }
+        Self { document: document.to_owned(), query: query.to_owned() }
     }
 
     pub(crate) fn apply<'a>(&self, texts: &'a [String], purpose: Purpose) -> Cow<'a, [String]> {

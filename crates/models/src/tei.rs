@@ -56,11 +56,7 @@ impl TeiProvider {
         Ok(provider)
     }
 
-    async fn request(
-        &self,
-        texts: &[String],
-        dimensions: Option<usize>,
-    ) -> Result<Vec<Vec<f32>>, ModelError> {
+    async fn request(&self, texts: &[String], dimensions: Option<usize>) -> Result<Vec<Vec<f32>>, ModelError> {
         let body = json!({ "inputs": texts, "normalize": true, "truncate": true });
         let vectors: Vec<Vec<f32>> = self.server.post("embed", &body).await?;
         check_vectors(&self.server, &vectors, texts.len(), dimensions)?;
@@ -76,13 +72,7 @@ impl EmbeddingProvider for TeiProvider {
 
     async fn embed(&self, texts: &[String], purpose: Purpose) -> Result<Vec<Vec<f32>>, ModelError> {
         let texts = self.prefixes.apply(texts, purpose);
-        let requests = texts
-            .chunks(self.batch)
-            .map(|part| self.request(part, Some(self.info.dimensions)));
-        Ok(try_join_all(requests)
-            .await?
-            .into_iter()
-            .flatten()
-            .collect())
+        let requests = texts.chunks(self.batch).map(|part| self.request(part, Some(self.info.dimensions)));
+        Ok(try_join_all(requests).await?.into_iter().flatten().collect())
     }
 }

@@ -75,11 +75,7 @@ impl EngineConfig {
     /// Names the key, its value and the fix.
     pub fn validate(&self) -> Result<(), String> {
         let at_least = |key: &str, value: u64, least: u64| {
-            if value < least {
-                Err(format!("{key} is {value}: set it to {least} or more"))
-            } else {
-                Ok(())
-            }
+            if value < least { Err(format!("{key} is {value}: set it to {least} or more")) } else { Ok(()) }
         };
         at_least("lease_ms", self.lease_ms, 1_000)?;
         if self.grace_ms == 0 || self.grace_ms > self.lease_ms / 2 {
@@ -92,22 +88,14 @@ impl EngineConfig {
         at_least("deliveries_max", self.deliveries_max as u64, 1)?;
         at_least("delivery_target_ms", self.delivery_target_ms, 1)?;
         at_least("read_rows_max", self.read_rows_max.into(), 1)?;
-        at_least(
-            "outstanding_rows_max",
-            self.outstanding_rows_max as u64,
-            self.read_rows_max.into(),
-        )?;
+        at_least("outstanding_rows_max", self.outstanding_rows_max as u64, self.read_rows_max.into())?;
         at_least("poll_min_ms", self.poll_min_ms, 1)?;
         at_least("poll_max_ms", self.poll_max_ms, self.poll_min_ms)?;
         at_least("statement_timeout_ms", self.statement_timeout_ms, 100)?;
         at_least("cursor_write_ms", self.cursor_write_ms, 1)?;
         at_least("retry_base_ms", self.retry_base_ms, 1)?;
         at_least("retry_max_ms", self.retry_max_ms, self.retry_base_ms)?;
-        at_least(
-            "key_retry_max_ms",
-            self.key_retry_max_ms,
-            self.retry_base_ms,
-        )
+        at_least("key_retry_max_ms", self.key_retry_max_ms, self.retry_base_ms)
     }
 
     pub(crate) const fn term(&self) -> Duration {

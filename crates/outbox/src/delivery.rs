@@ -43,10 +43,7 @@ pub(crate) async fn deliver(sink: Arc<dyn Sink>, batch: Batch, permit: Permit) -
     let mut parts = Vec::new();
     let mut left = vec![batch.keys.clone()];
     while let Some(mut keys) = left.pop() {
-        let outcome = sink
-            .deliver(&keys, &permit)
-            .await
-            .and_then(|confirmed| complete(&keys, confirmed));
+        let outcome = sink.deliver(&keys, &permit).await.and_then(|confirmed| complete(&keys, confirmed));
         match outcome {
             Err(error) if error.class == ErrorClass::Permanent && keys.len() > 1 => {
                 left.push(keys.split_off(keys.len() / 2));
@@ -55,11 +52,7 @@ pub(crate) async fn deliver(sink: Arc<dyn Sink>, batch: Batch, permit: Permit) -
             outcome => parts.push(Part { keys, outcome }),
         }
     }
-    Delivered {
-        batch,
-        parts,
-        elapsed: start.elapsed(),
-    }
+    Delivered { batch, parts, elapsed: start.elapsed() }
 }
 
 /// Refuses an answer that leaves a key out: it would be taken for settled.
@@ -74,9 +67,6 @@ fn complete(keys: &[Key], confirmed: Vec<Confirmed>) -> Result<Vec<Confirmed>, D
     if matches {
         Ok(confirmed)
     } else {
-        Err(DeliveryError::new(
-            ErrorClass::Unknown,
-            "the sink did not answer for each key",
-        ))
+        Err(DeliveryError::new(ErrorClass::Unknown, "the sink did not answer for each key"))
     }
 }

@@ -29,11 +29,7 @@ type Slot<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 type Read = (Option<OutboxReader>, Result<Answer, StorageError>);
 
 /// A settle that has ended: what it was for, what was asked, which lanes still stood.
-type Settled = (
-    Vec<ToSettle>,
-    Settlement,
-    Result<HashSet<Lane>, StorageError>,
-);
+type Settled = (Vec<ToSettle>, Settlement, Result<HashSet<Lane>, StorageError>);
 
 /// A heartbeat that has ended: what it found, what was taken, when it was asked.
 type Beat = Result<(Heartbeat, Vec<TakenLane>, Instant), StorageError>;
@@ -87,9 +83,7 @@ impl Engine {
     pub fn new(db: Db, sink: Arc<dyn Sink>, config: EngineConfig, owner: RelayId) -> Self {
         let now = Instant::now();
         Self {
-            log: Log::new(Limits {
-                outstanding_rows: config.outstanding_rows_max,
-            }),
+            log: Log::new(Limits { outstanding_rows: config.outstanding_rows_max }),
             batch_keys: config.batch_keys_max.min(64),
             poll_interval: Duration::from_millis(config.poll_min_ms),
             db,
@@ -180,10 +174,7 @@ impl Engine {
     }
 
     fn is_idle(&self) -> bool {
-        self.deliveries.is_empty()
-            && self.to_settle.is_empty()
-            && self.settling.is_none()
-            && self.beating.is_none()
+        self.deliveries.is_empty() && self.to_settle.is_empty() && self.settling.is_none() && self.beating.is_none()
     }
 
     fn next_timer(&self, stopping: bool) -> Instant {
@@ -193,30 +184,14 @@ impl Engine {
         let timers = [
             (self.beating.is_none(), self.next_heartbeat),
             (holds_lanes, self.holdings.valid_until()),
-            (
-                !stopping && self.reading.is_none() && holds_lanes,
-                self.next_poll,
-            ),
-            (
-                !stopping && self.settling.is_none() && holds_lanes,
-                self.next_cursor_write,
-            ),
-            (
-                !stopping && self.deliveries.is_empty() && self.log.ready() > 0,
-                self.sink_resumes,
-            ),
-            (
-                self.settling.is_none() && !self.to_settle.is_empty(),
-                self.settle_resumes,
-            ),
+            (!stopping && self.reading.is_none() && holds_lanes, self.next_poll),
+            (!stopping && self.settling.is_none() && holds_lanes, self.next_cursor_write),
+            (!stopping && self.deliveries.is_empty() && self.log.ready() > 0, self.sink_resumes),
+            (self.settling.is_none() && !self.to_settle.is_empty(), self.settle_resumes),
         ];
-        let next = timers
-            .into_iter()
-            .filter_map(|(waits, at)| waits.then_some(at))
-            .min();
+        let next = timers.into_iter().filter_map(|(waits, at)| waits.then_some(at)).min();
         // The bound is for nothing but a mistake in the list above.
-        next.unwrap_or_else(|| Instant::now() + Duration::from_secs(1))
-            .max(Instant::now() + Duration::from_millis(1))
+        next.unwrap_or_else(|| Instant::now() + Duration::from_secs(1)).max(Instant::now() + Duration::from_millis(1))
     }
 
     /// Starts whatever can be started.
@@ -256,13 +231,8 @@ impl Engine {
             return;
         };
         let reader = self.reader.take();
-        self.reading = Some(Box::pin(read_step(
-            self.db.clone(),
-            self.sink.name(),
-            reader,
-            step,
-            self.config.statement_timeout(),
-        )));
+        self.reading =
+            Some(Box::pin(read_step(self.db.clone(), self.sink.name(), reader, step, self.config.statement_timeout())));
     }
 
     fn on_read(&mut self, reader: Option<OutboxReader>, answer: Result<Answer, StorageError>) {
@@ -301,13 +271,9 @@ impl Engine {
             let Some(batch) = self.log.take_batch(self.batch_keys) else {
                 return;
             };
-            let permit = Permit {
-                leases: batch.leases.clone(),
-                holdings: self.holdings.clone(),
-                least: REQUEST_TIME_LEAST,
-            };
-            self.deliveries
-                .spawn(deliver(Arc::clone(&self.sink), batch, permit));
+            let permit =
+                Permit { leases: batch.leases.clone(), holdings: self.holdings.clone(), least: REQUEST_TIME_LEAST };
+            self.deliveries.spawn(deliver(Arc::clone(&self.sink), batch, permit));
         }
     }
 
@@ -332,9 +298,7 @@ impl Engine {
                     self.stats.error(error.to_string());
                     let backoff = self.backoff(self.config.key_retry_max_ms);
                     let now = self.now();
-                    self.log.failed(ticket, &part.keys, |attempt| {
-                        now + backoff.wait(attempt, &mut rand::rng())
-                    });
+                    self.log.failed(ticket, &part.keys, |attempt| now + backoff.wait(attempt, &mut rand::rng()));
                 }
                 Err(error) => {
                     succeeded = false;
@@ -355,9 +319,7 @@ impl Engine {
         let backoff = self.backoff(self.config.retry_max_ms);
         let wait = backoff.wait(self.sink_failures, &mut rand::rng());
         // What the peer asks for is obeyed, within reason.
-        let wait = error.retry_after.map_or(wait, |asked| {
-            asked.clamp(wait.min(asked), Duration::from_secs(60))
-        });
+        let wait = error.retry_after.map_or(wait, |asked| asked.clamp(wait.min(asked), Duration::from_secs(60)));
         self.sink_resumes = Instant::now() + wait;
         if self.sink_failures == 1 || self.sink_failures.is_multiple_of(20) {
             tracing::warn!(sink = %self.sink.name(), class = %error.class, %error, failures = self.sink_failures, "delivery failed, the sink is tried again");
@@ -366,19 +328,14 @@ impl Engine {
     }
 
     const fn backoff(&self, max_ms: u64) -> Backoff {
-        Backoff {
-            base: Duration::from_millis(self.config.retry_base_ms),
-            max: Duration::from_millis(max_ms),
-        }
+        Backoff { base: Duration::from_millis(self.config.retry_base_ms), max: Duration::from_millis(max_ms) }
     }
 
     /// Moves the batch size towards deliveries of the target length.
     fn fit_batch(&mut self, keys: usize, elapsed: Duration) {
         let target = Duration::from_millis(self.config.delivery_target_ms);
         if elapsed > target * 3 / 2 {
-            self.batch_keys = (self.batch_keys / 2)
-                .max(BATCH_KEYS_MIN)
-                .min(self.config.batch_keys_max);
+            self.batch_keys = (self.batch_keys / 2).max(BATCH_KEYS_MIN).min(self.config.batch_keys_max);
         } else if elapsed < target / 2 && keys == self.batch_keys {
             self.batch_keys = (self.batch_keys * 2).min(self.config.batch_keys_max);
         }
@@ -389,11 +346,7 @@ impl Engine {
             return;
         }
         let write_cursors = now >= self.next_cursor_write || stopping;
-        let cursors = if write_cursors {
-            self.log.cursor_moves()
-        } else {
-            Vec::new()
-        };
+        let cursors = if write_cursors { self.log.cursor_moves() } else { Vec::new() };
         if write_cursors {
             self.next_cursor_write = now + Duration::from_millis(self.config.cursor_write_ms);
         }
@@ -410,40 +363,20 @@ impl Engine {
             })
             .count()
             .max(1);
-        let parts: Vec<_> = self
-            .to_settle
-            .drain(..count.min(self.to_settle.len()))
-            .collect();
+        let parts: Vec<_> = self.to_settle.drain(..count.min(self.to_settle.len())).collect();
         // What was delivered under an older lease may have been overtaken since by another relay.
         let held: HashSet<LaneLease> = self.holdings.leases().into_iter().collect();
         let mut leases = HashSet::new();
         let mut confirmed = Vec::new();
         for part in &parts {
-            let valid: HashSet<Lane> = part
-                .leases
-                .iter()
-                .filter(|lease| held.contains(lease))
-                .map(|lease| lease.lane)
-                .collect();
+            let valid: HashSet<Lane> =
+                part.leases.iter().filter(|lease| held.contains(lease)).map(|lease| lease.lane).collect();
             leases.extend(part.leases.iter().filter(|lease| held.contains(lease)));
-            confirmed.extend(
-                part.confirmed
-                    .iter()
-                    .filter(|c| valid.contains(&Lane::of(c.key)))
-                    .copied(),
-            );
+            confirmed.extend(part.confirmed.iter().filter(|c| valid.contains(&Lane::of(c.key))).copied());
         }
-        let settlement = Settlement {
-            leases: leases.into_iter().collect(),
-            confirmed,
-            cursors,
-        };
-        let (db, sink, owner, timeout) = (
-            self.db.clone(),
-            self.sink.name(),
-            self.owner,
-            self.config.statement_timeout(),
-        );
+        let settlement = Settlement { leases: leases.into_iter().collect(), confirmed, cursors };
+        let (db, sink, owner, timeout) =
+            (self.db.clone(), self.sink.name(), self.owner, self.config.statement_timeout());
         self.settling = Some(Box::pin(async move {
             let result = settle::settle(&db, sink, owner, &settlement, timeout).await;
             (parts, settlement, result)
@@ -461,12 +394,7 @@ impl Engine {
                 self.settle_failures = 0;
                 for part in &parts {
                     self.log.settled(part.ticket, &part.keys, &held);
-                    self.stats.confirmed(
-                        part.keys
-                            .iter()
-                            .filter(|key| held.contains(&key.lane()))
-                            .count(),
-                    );
+                    self.stats.confirmed(part.keys.iter().filter(|key| held.contains(&key.lane())).count());
                 }
                 self.log.cursors_written(&settlement.cursors);
                 for lease in &settlement.leases {
@@ -479,9 +407,7 @@ impl Engine {
             }
             Err(error) => {
                 self.settle_failures = self.settle_failures.saturating_add(1);
-                let wait = self
-                    .backoff(self.config.retry_max_ms)
-                    .wait(self.settle_failures, &mut rand::rng());
+                let wait = self.backoff(self.config.retry_max_ms).wait(self.settle_failures, &mut rand::rng());
                 self.settle_resumes = Instant::now() + wait;
                 tracing::warn!(sink = %self.sink.name(), %error, class = %error.class(), "settle failed, tried again");
                 self.stats.error(format!("settle: {error}"));
@@ -496,9 +422,7 @@ impl Engine {
             .holdings
             .leases()
             .into_iter()
-            .filter(|lease| {
-                self.leaving.contains(&lease.lane) && !self.log.is_lane_busy(lease.lane)
-            })
+            .filter(|lease| self.leaving.contains(&lease.lane) && !self.log.is_lane_busy(lease.lane))
             .collect();
         for lease in &leaves {
             self.leaving.remove(&lease.lane);
@@ -517,8 +441,8 @@ impl Engine {
             // Counted from before the request: the lease can't have begun later.
             let asked = Instant::now();
             let beat = lease::heartbeat(&db, sink, owner, &held, term, timeout).await?;
-            let room = fair_share(beat.members, beat.rank)
-                .saturating_sub(u32::try_from(beat.held.len()).unwrap_or(u32::MAX));
+            let room =
+                fair_share(beat.members, beat.rank).saturating_sub(u32::try_from(beat.held.len()).unwrap_or(u32::MAX));
             let taken = if room > 0 && beat.free > 0 && !(any_busy && held.is_empty()) {
                 lease::take(&db, sink, owner, &beat.held, room, term, timeout).await?
             } else {
@@ -535,16 +459,12 @@ impl Engine {
             Err(error) => {
                 tracing::warn!(%sink, %error, "heartbeat failed, tried again");
                 self.stats.error(format!("heartbeat: {error}"));
-                self.next_heartbeat = self
-                    .next_heartbeat
-                    .min(Instant::now() + Duration::from_millis(500));
+                self.next_heartbeat = self.next_heartbeat.min(Instant::now() + Duration::from_millis(500));
                 return;
             }
         };
         for lease in self.holdings.leases() {
-            if !beat.held.contains(&lease)
-                && !taken.iter().any(|lane| lane.lease.lane == lease.lane)
-            {
+            if !beat.held.contains(&lease) && !taken.iter().any(|lane| lane.lease.lane == lease.lane) {
                 tracing::warn!(%sink, lane = %lease.lane, "lane lost to another relay");
                 self.holdings.remove(lease.lane);
                 self.leaving.remove(&lease.lane);
@@ -562,9 +482,7 @@ impl Engine {
             self.next_poll = Instant::now();
         }
         let share = fair_share(beat.members, beat.rank);
-        let excess = u32::try_from(beat.held.len())
-            .unwrap_or(u32::MAX)
-            .saturating_sub(share);
+        let excess = u32::try_from(beat.held.len()).unwrap_or(u32::MAX).saturating_sub(share);
         let excess = excess.saturating_sub(u32::try_from(self.leaving.len()).unwrap_or(u32::MAX));
         let mut give: Vec<LaneLease> = self.log.leases().collect();
         give.sort_unstable_by(|a, b| b.cmp(a));
@@ -601,9 +519,7 @@ impl Engine {
         }
         self.leaving.clear();
         self.last_seq = 0;
-        self.next_heartbeat = self
-            .next_heartbeat
-            .min(Instant::now() + Duration::from_millis(200));
+        self.next_heartbeat = self.next_heartbeat.min(Instant::now() + Duration::from_millis(200));
     }
 
     async fn say_goodbye(&mut self) {
@@ -612,17 +528,8 @@ impl Engine {
         let leases = self.holdings.leases();
         let goodbye = async {
             if !cursors.is_empty() {
-                settle::settle(
-                    &self.db,
-                    sink,
-                    self.owner,
-                    &Settlement {
-                        cursors,
-                        ..Settlement::default()
-                    },
-                    timeout,
-                )
-                .await?;
+                settle::settle(&self.db, sink, self.owner, &Settlement { cursors, ..Settlement::default() }, timeout)
+                    .await?;
             }
             lease::release(&self.db, sink, self.owner, &leases, timeout).await?;
             lease::leave(&self.db, sink, self.owner, timeout).await

@@ -57,23 +57,14 @@ async fn ask(reader: &mut OutboxReader, sink: SinkName, step: Step) -> Result<An
         Step::Read(plan, limit) => {
             // Counting costs no transfer: most of the time nothing was missed.
             if let PlanKind::Recheck { seen: Some(seen) } = plan.kind
-                && reader
-                    .count(sink, plan.after, plan.upto, &plan.lanes)
-                    .await?
-                    == seen
+                && reader.count(sink, plan.after, plan.upto, &plan.lanes).await? == seen
             {
                 let upto = plan.upto;
                 return Ok(Answer::Rows(plan, Vec::new(), upto));
             }
-            let rows = reader
-                .read(sink, plan.after, plan.upto, &plan.lanes, limit)
-                .await?;
+            let rows = reader.read(sink, plan.after, plan.upto, &plan.lanes, limit).await?;
             let full = i64::try_from(rows.len()).is_ok_and(|count| count >= limit);
-            let upto = if full {
-                rows.last().map_or(plan.upto, |row| row.seq)
-            } else {
-                plan.upto
-            };
+            let upto = if full { rows.last().map_or(plan.upto, |row| row.seq) } else { plan.upto };
             Ok(Answer::Rows(plan, rows, upto))
         }
     }

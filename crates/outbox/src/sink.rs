@@ -25,8 +25,7 @@ pub trait Sink: Send + Sync + 'static {
     ///
     /// # Errors
     /// If not every key was confirmed. Those that were are delivered again: harmless.
-    async fn deliver(&self, keys: &[Key], permit: &Permit)
-    -> Result<Vec<Confirmed>, DeliveryError>;
+    async fn deliver(&self, keys: &[Key], permit: &Permit) -> Result<Vec<Confirmed>, DeliveryError>;
 }
 
 /// Why a delivery was not confirmed.
@@ -47,21 +46,13 @@ impl DeliveryError {
     /// Makes an error of this class.
     #[must_use]
     pub fn new(class: ErrorClass, message: impl Into<String>) -> Self {
-        Self {
-            class,
-            message: message.into(),
-            retry_after: None,
-            lane_lost: false,
-        }
+        Self { class, message: message.into(), retry_after: None, lane_lost: false }
     }
 
     fn lane_lost(lane: Lane) -> Self {
         Self {
             lane_lost: true,
-            ..Self::new(
-                ErrorClass::Transient,
-                format!("the lease of lane {lane} ended before the delivery was sent"),
-            )
+            ..Self::new(ErrorClass::Transient, format!("the lease of lane {lane} ended before the delivery was sent"))
         }
     }
 }
@@ -78,10 +69,7 @@ struct Held {
 
 impl Holdings {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Held {
-            epochs: HashMap::new(),
-            valid_until: Instant::now(),
-        })))
+        Self(Arc::new(Mutex::new(Held { epochs: HashMap::new(), valid_until: Instant::now() })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -90,11 +78,7 @@ impl Holdings {
 
     /// Lists what is held, expired or not.
     pub(crate) fn leases(&self) -> Vec<LaneLease> {
-        self.lock()
-            .epochs
-            .iter()
-            .map(|(&lane, &epoch)| LaneLease { lane, epoch })
-            .collect()
+        self.lock().epochs.iter().map(|(&lane, &epoch)| LaneLease { lane, epoch }).collect()
     }
 
     pub(crate) fn len(&self) -> u32 {

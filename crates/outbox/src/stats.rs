@@ -62,9 +62,7 @@ impl Stats {
         inner.confirmed_total += count;
         inner.last_error.clear();
         match inner.recent.back_mut() {
-            Some((at, recent)) if now.saturating_duration_since(*at) < Duration::from_secs(1) => {
-                *recent += count
-            }
+            Some((at, recent)) if now.saturating_duration_since(*at) < Duration::from_secs(1) => *recent += count,
             _ => inner.recent.push_back((now, count)),
         }
         inner.forget_old();
@@ -82,11 +80,7 @@ impl Stats {
 impl Inner {
     fn forget_old(&mut self) {
         let now = Instant::now();
-        while self
-            .recent
-            .front()
-            .is_some_and(|(at, _)| now.saturating_duration_since(*at) > WINDOW)
-        {
+        while self.recent.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > WINDOW) {
             self.recent.pop_front();
         }
     }

@@ -16,13 +16,7 @@ const STEP_PAUSE: Duration = Duration::from_millis(50);
 const IDLE_PAUSE: Duration = Duration::from_secs(10);
 
 /// Trims for as long as this relay holds the first lane, so that one relay does it.
-pub(crate) async fn run(
-    db: Db,
-    sink: SinkName,
-    config: EngineConfig,
-    holdings: Holdings,
-    stop: CancellationToken,
-) {
+pub(crate) async fn run(db: Db, sink: SinkName, config: EngineConfig, holdings: Holdings, stop: CancellationToken) {
     let first_lane = Lane::all().next();
     let retention = Duration::from_secs(config.retention_s);
     let tombstones = Duration::from_secs(config.tombstone_retention_s);

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use qdrant_client::qdrant::{
-    Condition, CreateCollectionBuilder, CreateFieldIndexCollectionBuilder, Distance, FieldType,
-    Filter, Modifier, NamedVectors, PointStruct, Query, QueryPointsBuilder, Range,
-    SparseVectorParamsBuilder, SparseVectorsConfigBuilder, UpsertPointsBuilder, Vector,
-    VectorParamsBuilder, VectorsConfigBuilder,
+    Condition, CreateCollectionBuilder, CreateFieldIndexCollectionBuilder, Distance, FieldType, Filter, Modifier,
+    NamedVectors, PointStruct, Query, QueryPointsBuilder, Range, SparseVectorParamsBuilder, SparseVectorsConfigBuilder,
+    UpsertPointsBuilder, Vector, VectorParamsBuilder, VectorsConfigBuilder,
 };
 use qdrant_client::{Payload, Qdrant};
 use tokio::net::TcpListener;
@@ -28,48 +27,25 @@ const TERMS: u32 = 24;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter("info,qdrant_edge=error")
-        .with_target(false)
-        .without_time()
-        .init();
+    tracing_subscriber::fmt().with_env_filter("info,qdrant_edge=error").with_target(false).without_time().init();
     let dir = tempfile::tempdir().context("make a directory")?;
     let listener = TcpListener::bind("127.0.0.1:0").await.context("listen")?;
     let stop = CancellationToken::new();
     let handle = Server::start(dir.path(), listener, stop.clone()).await?;
-    let client = Qdrant::from_url(&format!("http://{}", handle.addr()))
-        .timeout(Duration::from_secs(60))
-        .build()?;
+    let client = Qdrant::from_url(&format!("http://{}", handle.addr())).timeout(Duration::from_secs(60)).build()?;
 
     for (name, streams, conditional, sparse) in [
         ("dense, 1 stream", 1, false, false),
         ("dense, 2 streams", 2, false, false),
-        (
-            "dense + sparse + indexes, conditional, 1 stream",
-            1,
-            true,
-            true,
-        ),
-        (
-            "dense + sparse + indexes, conditional, 2 streams",
-            2,
-            true,
-            true,
-        ),
+        ("dense + sparse + indexes, conditional, 1 stream", 1, true, true),
+        ("dense + sparse + indexes, conditional, 2 streams", 2, true, true),
     ] {
         let collection = format!("{streams}-{conditional}");
         create(&client, &collection, sparse).await?;
         let start = Instant::now();
         let writers = (0..streams).map(|stream| {
             let share = BATCHES / streams;
-            write(
-                &client,
-                &collection,
-                stream * share,
-                share,
-                conditional,
-                sparse,
-            )
+            write(&client, &collection, stream * share, share, conditional, sparse)
         });
         futures::future::try_join_all(writers).await?;
         let rate = (BATCH * BATCHES) as f64 / start.elapsed().as_secs_f64();
@@ -77,15 +53,10 @@ async fn main() -> anyhow::Result<()> {
 
         let start = Instant::now();
         let nearest = Query::new_nearest(vector(7));
-        let query = QueryPointsBuilder::new(&collection)
-            .query(nearest)
-            .using("dense");
+        let query = QueryPointsBuilder::new(&collection).query(nearest).using("dense");
         client.query(query.limit(10)).await?;
         let points = BATCH * BATCHES;
-        tracing::info!(
-            "one dense query over {points} points: {:.1?}",
-            start.elapsed()
-        );
+        tracing::info!("one dense query over {points} points: {:.1?}", start.elapsed());
     }
     stop.cancel();
     handle.stopped().await;
@@ -94,10 +65,7 @@ async fn main() -> anyhow::Result<()> {
 
 async fn create(client: &Qdrant, collection: &str, sparse: bool) -> anyhow::Result<()> {
     let mut dense = VectorsConfigBuilder::default();
-    dense.add_named_vector_params(
-        "dense",
-        VectorParamsBuilder::new(DIMENSIONS, Distance::Cosine),
-    );
+    dense.add_named_vector_params("dense", VectorParamsBuilder::new(DIMENSIONS, Distance::Cosine));
     let mut request = CreateCollectionBuilder::new(collection).vectors_config(dense);
     if sparse {
         let params = SparseVectorParamsBuilder::default().modifier(Modifier::Idf);
@@ -107,10 +75,7 @@ async fn create(client: &Qdrant, collection: &str, sparse: bool) -> anyhow::Resu
     }
     client.create_collection(request).await?;
     if sparse {
-        for (key, kind) in [
-            ("project_id", FieldType::Keyword),
-            ("version", FieldType::Integer),
-        ] {
+        for (key, kind) in [("project_id", FieldType::Keyword), ("version", FieldType::Integer)] {
             let request = CreateFieldIndexCollectionBuilder::new(collection, key, kind);
             client.create_field_index(request).await?;
         }
@@ -131,10 +96,7 @@ async fn write(
         let points: Vec<_> = ids.map(|id| point(id, sparse)).collect();
         let mut request = UpsertPointsBuilder::new(collection, points).wait(true);
         if conditional {
-            let older = Range {
-                lt: Some(2.0),
-                ..Range::default()
-            };
+            let older = Range { lt: Some(2.0), ..Range::default() };
             request = request.update_filter(Filter::must([Condition::range("version", older)]));
         }
         client.upsert_points(request).await?;

@@ -53,10 +53,8 @@ impl Catalog {
     /// opens every collection.
     pub(crate) fn open(data_dir: &Path) -> Result<Self, StartError> {
         let collections_dir = data_dir.join(COLLECTIONS_DIR);
-        fs::create_dir_all(&collections_dir).map_err(StartError::io(format!(
-            "create {}",
-            collections_dir.display()
-        )))?;
+        fs::create_dir_all(&collections_dir)
+            .map_err(StartError::io(format!("create {}", collections_dir.display())))?;
         let Acquired { lock, left_open } = acquire(data_dir)?;
         if left_open {
             tracing::info!("the last server was not stopped properly: repairing");
@@ -67,16 +65,11 @@ impl Catalog {
         let mut stores = BTreeMap::new();
         for (name, spec) in &manifest.collections {
             let store = Store::open(collections_dir.join(&spec.dir), spec.clone(), left_open);
-            let store = store.map_err(|error| StartError::Collection {
-                collection: name.clone(),
-                reason: error.to_string(),
-            })?;
+            let store = store
+                .map_err(|error| StartError::Collection { collection: name.clone(), reason: error.to_string() })?;
             stores.insert(name.clone(), store);
         }
-        let open = Open {
-            stores,
-            aliases: manifest.aliases.clone(),
-        };
+        let open = Open { stores, aliases: manifest.aliases.clone() };
         Ok(Self {
             data_dir: data_dir.to_owned(),
             manifest: Mutex::new(manifest),
@@ -89,10 +82,7 @@ impl Catalog {
     pub(crate) fn resolve(&self, name: &str) -> Result<Arc<Store>, Error> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let real = open.aliases.get(name).map_or(name, String::as_str);
-        open.stores
-            .get(real)
-            .cloned()
-            .ok_or_else(|| Error::CollectionNotFound(name.to_owned()))
+        open.stores.get(real).cloned().ok_or_else(|| Error::CollectionNotFound(name.to_owned()))
     }
 
     /// Returns the names of all collections, sorted.
@@ -172,10 +162,7 @@ impl Catalog {
         let mut next = manifest.clone();
         let name = next.aliases.get(collection);
         let name = name.map_or(collection, String::as_str).to_owned();
-        let spec = next
-            .collections
-            .get_mut(&name)
-            .ok_or_else(|| Error::CollectionNotFound(collection.to_owned()))?;
+        let spec = next.collections.get_mut(&name).ok_or_else(|| Error::CollectionNotFound(collection.to_owned()))?;
         match schema {
             Some(schema) => spec.indexes.insert(key, schema),
             None => spec.indexes.remove(&key),
@@ -204,8 +191,7 @@ impl Catalog {
     }
 
     fn save(&self, manifest: &mut Manifest, next: Manifest) -> Result<(), Error> {
-        next.save(&self.data_dir)
-            .map_err(|error| Error::Internal(format!("save manifest: {error}")))?;
+        next.save(&self.data_dir).map_err(|error| Error::Internal(format!("save manifest: {error}")))?;
         *manifest = next;
         Ok(())
     }
@@ -266,15 +252,11 @@ fn acquire(data_dir: &Path) -> Result<Acquired, StartError> {
         .map_err(StartError::io(context.clone()))?;
     let locked = file.try_lock();
     let mut owner = String::new();
-    file.read_to_string(&mut owner)
-        .map_err(StartError::io(context.clone()))?;
+    file.read_to_string(&mut owner).map_err(StartError::io(context.clone()))?;
     match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            return Err(StartError::InUse {
-                dir: data_dir.to_owned(),
-                pid: owner.trim().to_owned(),
-            });
+            return Err(StartError::InUse { dir: data_dir.to_owned(), pid: owner.trim().to_owned() });
         }
         Err(TryLockError::Error(error)) => return Err(StartError::io(context)(error)),
     }
@@ -283,20 +265,13 @@ fn acquire(data_dir: &Path) -> Result<Acquired, StartError> {
         .and_then(|()| writeln!(file, "{}", std::process::id()))
         .and_then(|()| file.sync_all())
         .map_err(StartError::io(context))?;
-    Ok(Acquired {
-        lock: file,
-        left_open: !owner.trim().is_empty(),
-    })
+    Ok(Acquired { lock: file, left_open: !owner.trim().is_empty() })
 }
 
 /// Removes shard directories that no collection owns: a creation or a deletion
 /// that a crash interrupted.
 fn remove_strays(collections_dir: &Path, manifest: &Manifest) -> Result<(), StartError> {
-    let owned: BTreeSet<&str> = manifest
-        .collections
-        .values()
-        .map(|spec| spec.dir.as_str())
-        .collect();
+    let owned: BTreeSet<&str> = manifest.collections.values().map(|spec| spec.dir.as_str()).collect();
     let context = format!("clean {}", collections_dir.display());
     let entries = fs::read_dir(collections_dir).map_err(StartError::io(context.clone()))?;
     for entry in entries {

@@ -31,9 +31,7 @@ impl Collections for CollectionsService {
         request: Request<proto::GetCollectionInfoRequest>,
     ) -> Result<Response<proto::GetCollectionInfoResponse>, Status> {
         let start = Instant::now();
-        let store = self
-            .catalog
-            .resolve(&request.into_inner().collection_name)?;
+        let store = self.catalog.resolve(&request.into_inner().collection_name)?;
         let shard = store.read(|shard| Ok(shard.info())).await?;
         Ok(Response::new(proto::GetCollectionInfoResponse {
             result: Some(collection::info(&store.spec, shard)),
@@ -48,9 +46,7 @@ impl Collections for CollectionsService {
         let start = Instant::now();
         let names = self.catalog.collections().into_iter();
         Ok(Response::new(proto::ListCollectionsResponse {
-            collections: names
-                .map(|name| proto::CollectionDescription { name })
-                .collect(),
+            collections: names.map(|name| proto::CollectionDescription { name }).collect(),
             time: start.elapsed().as_secs_f64(),
         }))
     }
@@ -141,58 +137,37 @@ impl Collections for CollectionsService {
 }
 
 fn done(result: bool, start: Instant) -> Response<proto::CollectionOperationResponse> {
-    Response::new(proto::CollectionOperationResponse {
-        result,
-        time: start.elapsed().as_secs_f64(),
-    })
+    Response::new(proto::CollectionOperationResponse { result, time: start.elapsed().as_secs_f64() })
 }
 
-fn alias_list(
-    aliases: Vec<(String, String)>,
-    start: Instant,
-) -> Response<proto::ListAliasesResponse> {
+fn alias_list(aliases: Vec<(String, String)>, start: Instant) -> Response<proto::ListAliasesResponse> {
     let aliases = aliases.into_iter();
     Response::new(proto::ListAliasesResponse {
         aliases: aliases
-            .map(|(alias_name, collection_name)| proto::AliasDescription {
-                alias_name,
-                collection_name,
-            })
+            .map(|(alias_name, collection_name)| proto::AliasDescription { alias_name, collection_name })
             .collect(),
         time: start.elapsed().as_secs_f64(),
     })
 }
 
 fn alias_action(operation: proto::AliasOperations) -> Result<AliasAction, Error> {
-    let action = operation
-        .action
-        .ok_or_else(|| Error::invalid("alias operation without an action"))?;
+    let action = operation.action.ok_or_else(|| Error::invalid("alias operation without an action"))?;
     Ok(match action {
-        Action::CreateAlias(create) => AliasAction::Create {
-            alias: checked_name(create.alias_name)?,
-            collection: create.collection_name,
-        },
-        Action::RenameAlias(rename) => AliasAction::Rename {
-            old: rename.old_alias_name,
-            new: checked_name(rename.new_alias_name)?,
-        },
-        Action::DeleteAlias(delete) => AliasAction::Delete {
-            alias: delete.alias_name,
-        },
+        Action::CreateAlias(create) => {
+            AliasAction::Create { alias: checked_name(create.alias_name)?, collection: create.collection_name }
+        }
+        Action::RenameAlias(rename) => {
+            AliasAction::Rename { old: rename.old_alias_name, new: checked_name(rename.new_alias_name)? }
+        }
+        Action::DeleteAlias(delete) => AliasAction::Delete { alias: delete.alias_name },
     })
 }
 
 fn checked_name(name: String) -> Result<String, Error> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
-        return Err(Error::invalid(format!(
-            "a name must have 1 to {MAX_NAME_BYTES} bytes, got {}",
-            name.len()
-        )));
+        return Err(Error::invalid(format!("a name must have 1 to {MAX_NAME_BYTES} bytes, got {}", name.len())));
     }
-    if let Some(bad) = name
-        .chars()
-        .find(|c| c.is_control() || r#"<>:"/\|?*"#.contains(*c))
-    {
+    if let Some(bad) = name.chars().find(|c| c.is_control() || r#"<>:"/\|?*"#.contains(*c)) {
         return Err(Error::invalid(format!("name cannot contain {bad:?}")));
     }
     Ok(name)

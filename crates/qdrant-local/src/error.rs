@@ -79,9 +79,7 @@ impl From<OperationError> for Error {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Another process holds the data directory.
-    #[error(
-        "data directory {dir} is in use by process {pid}: stop it, or choose another directory"
-    )]
+    #[error("data directory {dir} is in use by process {pid}: stop it, or choose another directory")]
     InUse {
         /// The directory both want.
         dir: PathBuf,

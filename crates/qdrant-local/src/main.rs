@@ -41,9 +41,8 @@ async fn main() -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("install signal handler")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("install signal handler")?;
-    let listener = TcpListener::bind(arguments.listen)
-        .await
-        .with_context(|| format!("listen on {}", arguments.listen))?;
+    let listener =
+        TcpListener::bind(arguments.listen).await.with_context(|| format!("listen on {}", arguments.listen))?;
     let handle = Server::start(&arguments.data_dir, listener, shutdown.clone()).await?;
 
     // Whoever started this process reads the address from here.

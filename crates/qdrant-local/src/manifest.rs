@@ -8,8 +8,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use qdrant_edge::{
-    Distance, EdgeConfig, EdgeSparseVectorParams, EdgeVectorParams, Modifier, PayloadFieldSchema,
-    WalOptions,
+    Distance, EdgeConfig, EdgeSparseVectorParams, EdgeVectorParams, Modifier, PayloadFieldSchema, WalOptions,
 };
 use serde::{Deserialize, Serialize};
 
@@ -78,10 +77,7 @@ impl CollectionSpec {
     /// Returns the engine's configuration for this collection.
     pub(crate) fn engine_config(&self) -> EdgeConfig {
         let mut config = EdgeConfig {
-            wal_options: Some(WalOptions {
-                segment_capacity: WAL_SEGMENT_BYTES,
-                ..WalOptions::default()
-            }),
+            wal_options: Some(WalOptions { segment_capacity: WAL_SEGMENT_BYTES, ..WalOptions::default() }),
             ..EdgeConfig::default()
         };
         for (name, spec) in &self.dense {
@@ -116,11 +112,8 @@ impl Manifest {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::empty()),
             Err(error) => return Err(StartError::io(format!("read {}", path.display()))(error)),
         };
-        let manifest: Self =
-            serde_json::from_slice(&bytes).map_err(|error| StartError::Manifest {
-                path: path.clone(),
-                reason: error.to_string(),
-            })?;
+        let manifest: Self = serde_json::from_slice(&bytes)
+            .map_err(|error| StartError::Manifest { path: path.clone(), reason: error.to_string() })?;
         if manifest.format != FORMAT {
             return Err(StartError::Manifest {
                 path,
@@ -131,12 +124,7 @@ impl Manifest {
     }
 
     fn empty() -> Self {
-        Self {
-            format: FORMAT,
-            next_dir: 1,
-            collections: BTreeMap::new(),
-            aliases: BTreeMap::new(),
-        }
+        Self { format: FORMAT, next_dir: 1, collections: BTreeMap::new(), aliases: BTreeMap::new() }
     }
 
     /// Reserves the name of a collection directory.

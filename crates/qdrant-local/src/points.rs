@@ -7,9 +7,8 @@ use qdrant_client::qdrant::points_selector::PointsSelectorOneOf;
 use qdrant_client::qdrant::points_server::Points;
 use qdrant_client::qdrant::points_update_operation::Operation;
 use qdrant_edge::{
-    ConditionalInsertOperation, CountRequest, CreateIndex, FieldIndexOperations, Filter,
-    PayloadFieldSchema, PointInsertOperations, PointOperations, ScrollRequest, UpdateMode,
-    UpdateOperation,
+    ConditionalInsertOperation, CountRequest, CreateIndex, FieldIndexOperations, Filter, PayloadFieldSchema,
+    PointInsertOperations, PointOperations, ScrollRequest, UpdateMode, UpdateOperation,
 };
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -42,10 +41,7 @@ pub(crate) struct PointsService {
 impl PointsService {
     /// Serves the points of `catalog`.
     pub(crate) fn new(catalog: Arc<Catalog>) -> Self {
-        Self {
-            catalog,
-            index_changes: Arc::default(),
-        }
+        Self { catalog, index_changes: Arc::default() }
     }
 
     /// Creates (with a schema) or deletes a payload index.
@@ -57,10 +53,7 @@ impl PointsService {
     ) -> Result<proto::UpdateResult, Error> {
         let field_name = json_path(&key)?;
         let change = match &schema {
-            Some(_) => FieldIndexOperations::CreateIndex(CreateIndex {
-                field_name,
-                field_schema: schema.clone(),
-            }),
+            Some(_) => FieldIndexOperations::CreateIndex(CreateIndex { field_name, field_schema: schema.clone() }),
             None => FieldIndexOperations::DeleteIndex(field_name),
         };
         let operation = UpdateOperation::FieldIndexOperation(change);
@@ -81,10 +74,7 @@ impl PointsService {
         let store = self.catalog.resolve(collection)?;
         let operations = operations(&store.spec)?;
         let operation_id = store.write(operations).await?;
-        Ok(proto::UpdateResult {
-            operation_id: Some(operation_id),
-            status: proto::UpdateStatus::Completed.into(),
-        })
+        Ok(proto::UpdateResult { operation_id: Some(operation_id), status: proto::UpdateStatus::Completed.into() })
     }
 }
 
@@ -96,21 +86,14 @@ impl Points for PointsService {
     ) -> Result<Response<proto::PointsOperationResponse>, Status> {
         let start = Instant::now();
         let request = request.into_inner();
-        refuse_if(
-            request.shard_key_selector.is_some(),
-            "UpsertPoints.shard_key_selector",
-        )?;
+        refuse_if(request.shard_key_selector.is_some(), "UpsertPoints.shard_key_selector")?;
         let list = proto::points_update_operation::PointStructList {
             points: request.points,
             shard_key_selector: None,
             update_filter: request.update_filter,
             update_mode: request.update_mode,
         };
-        let result = self
-            .update(&request.collection_name, |spec| {
-                Ok(vec![upsert(spec, list)?])
-            })
-            .await?;
+        let result = self.update(&request.collection_name, |spec| Ok(vec![upsert(spec, list)?])).await?;
         Ok(updated(result, start))
     }
 
@@ -120,43 +103,24 @@ impl Points for PointsService {
     ) -> Result<Response<proto::PointsOperationResponse>, Status> {
         let start = Instant::now();
         let request = request.into_inner();
-        refuse_if(
-            request.shard_key_selector.is_some(),
-            "DeletePoints.shard_key_selector",
-        )?;
-        let result = self
-            .update(&request.collection_name, |_| {
-                Ok(vec![delete(request.points)?])
-            })
-            .await?;
+        refuse_if(request.shard_key_selector.is_some(), "DeletePoints.shard_key_selector")?;
+        let result = self.update(&request.collection_name, |_| Ok(vec![delete(request.points)?])).await?;
         Ok(updated(result, start))
     }
 
-    async fn get(
-        &self,
-        request: Request<proto::GetPoints>,
-    ) -> Result<Response<proto::GetResponse>, Status> {
+    async fn get(&self, request: Request<proto::GetPoints>) -> Result<Response<proto::GetResponse>, Status> {
         let start = Instant::now();
         let request = request.into_inner();
-        refuse_if(
-            request.shard_key_selector.is_some(),
-            "GetPoints.shard_key_selector",
-        )?;
+        refuse_if(request.shard_key_selector.is_some(), "GetPoints.shard_key_selector")?;
         if request.ids.len() as u64 > MAX_LIMIT {
-            return Err(Error::invalid(format!(
-                "{} ids, at most {MAX_LIMIT} are allowed",
-                request.ids.len()
-            ))
-            .into());
+            return Err(Error::invalid(format!("{} ids, at most {MAX_LIMIT} are allowed", request.ids.len())).into());
         }
         let store = self.catalog.resolve(&request.collection_name)?;
         let ids = request.ids.into_iter().map(point::id_to_engine);
         let ids = ids.collect::<Result<Vec<_>, _>>()?;
         let with_payload = payload::selector(request.with_payload)?;
         let with_vector = vector::selector(&store.spec, request.with_vectors)?;
-        let records = store
-            .read(move |shard| shard.retrieve(&ids, Some(with_payload), Some(with_vector)))
-            .await?;
+        let records = store.read(move |shard| shard.retrieve(&ids, Some(with_payload), Some(with_vector))).await?;
         Ok(Response::new(proto::GetResponse {
             result: records.into_iter().map(point::record_to_proto).collect(),
             time: start.elapsed().as_secs_f64(),
@@ -164,17 +128,11 @@ impl Points for PointsService {
         }))
     }
 
-    async fn scroll(
-        &self,
-        request: Request<proto::ScrollPoints>,
-    ) -> Result<Response<proto::ScrollResponse>, Status> {
+    async fn scroll(&self, request: Request<proto::ScrollPoints>) -> Result<Response<proto::ScrollResponse>, Status> {
         let start = Instant::now();
         let request = request.into_inner();
         refuse_if(request.order_by.is_some(), "ScrollPoints.order_by")?;
-        refuse_if(
-            request.shard_key_selector.is_some(),
-            "ScrollPoints.shard_key_selector",
-        )?;
+        refuse_if(request.shard_key_selector.is_some(), "ScrollPoints.shard_key_selector")?;
         let store = self.catalog.resolve(&request.collection_name)?;
         let limit = request.limit.map_or(DEFAULT_LIMIT, u64::from);
         let scroll = ScrollRequest {
@@ -194,35 +152,21 @@ impl Points for PointsService {
         }))
     }
 
-    async fn count(
-        &self,
-        request: Request<proto::CountPoints>,
-    ) -> Result<Response<proto::CountResponse>, Status> {
+    async fn count(&self, request: Request<proto::CountPoints>) -> Result<Response<proto::CountResponse>, Status> {
         let start = Instant::now();
         let request = request.into_inner();
-        refuse_if(
-            request.shard_key_selector.is_some(),
-            "CountPoints.shard_key_selector",
-        )?;
+        refuse_if(request.shard_key_selector.is_some(), "CountPoints.shard_key_selector")?;
         let store = self.catalog.resolve(&request.collection_name)?;
-        let count = CountRequest {
-            filter: filter::optional(request.filter)?,
-            exact: request.exact.unwrap_or(true),
-        };
+        let count = CountRequest { filter: filter::optional(request.filter)?, exact: request.exact.unwrap_or(true) };
         let count = store.read(move |shard| shard.count(count)).await?;
         Ok(Response::new(proto::CountResponse {
-            result: Some(proto::CountResult {
-                count: count as u64,
-            }),
+            result: Some(proto::CountResult { count: count as u64 }),
             time: start.elapsed().as_secs_f64(),
             usage: None,
         }))
     }
 
-    async fn query(
-        &self,
-        request: Request<proto::QueryPoints>,
-    ) -> Result<Response<proto::QueryResponse>, Status> {
+    async fn query(&self, request: Request<proto::QueryPoints>) -> Result<Response<proto::QueryResponse>, Status> {
         let start = Instant::now();
         let query = request.into_inner();
         let store = self.catalog.resolve(&query.collection_name)?;
@@ -244,16 +188,12 @@ impl Points for PointsService {
         check_batch(request.query_points.len(), MAX_BATCH_QUERIES)?;
         let store = self.catalog.resolve(&request.collection_name)?;
         let plans = request.query_points.into_iter();
-        let plans = plans
-            .map(|query| Plan::new(&store.spec, query))
-            .collect::<Result<Vec<_>, _>>()?;
-        let answers = store
-            .read(move |shard| plans.into_iter().map(|plan| plan.run(shard)).collect())
-            .await?;
+        let plans = plans.map(|query| Plan::new(&store.spec, query)).collect::<Result<Vec<_>, _>>()?;
+        let answers = store.read(move |shard| plans.into_iter().map(|plan| plan.run(shard)).collect()).await?;
         let answers: Vec<Vec<_>> = answers;
-        let answers = answers.into_iter().map(|points| proto::BatchResult {
-            result: points.into_iter().map(point::scored_to_proto).collect(),
-        });
+        let answers = answers
+            .into_iter()
+            .map(|points| proto::BatchResult { result: points.into_iter().map(point::scored_to_proto).collect() });
         Ok(Response::new(proto::QueryBatchResponse {
             result: answers.collect(),
             time: start.elapsed().as_secs_f64(),
@@ -289,9 +229,7 @@ impl Points for PointsService {
         let start = Instant::now();
         let request = request.into_inner();
         let schema = collection::field_schema(request.field_type, request.field_index_params)?;
-        let result = self
-            .change_index(request.collection_name, request.field_name, Some(schema))
-            .await?;
+        let result = self.change_index(request.collection_name, request.field_name, Some(schema)).await?;
         Ok(updated(result, start))
     }
 
@@ -301,9 +239,7 @@ impl Points for PointsService {
     ) -> Result<Response<proto::PointsOperationResponse>, Status> {
         let start = Instant::now();
         let request = request.into_inner();
-        let result = self
-            .change_index(request.collection_name, request.field_name, None)
-            .await?;
+        let result = self.change_index(request.collection_name, request.field_name, None).await?;
         Ok(updated(result, start))
     }
 
@@ -343,10 +279,7 @@ impl Points for PointsService {
     }
 }
 
-fn updated(
-    result: proto::UpdateResult,
-    start: Instant,
-) -> Response<proto::PointsOperationResponse> {
+fn updated(result: proto::UpdateResult, start: Instant) -> Response<proto::PointsOperationResponse> {
     Response::new(proto::PointsOperationResponse {
         result: Some(result),
         time: start.elapsed().as_secs_f64(),
@@ -356,27 +289,17 @@ fn updated(
 
 fn check_batch(length: usize, limit: usize) -> Result<(), Error> {
     if length > limit {
-        return Err(Error::invalid(format!(
-            "a batch of {length}, at most {limit} are allowed"
-        )));
+        return Err(Error::invalid(format!("a batch of {length}, at most {limit} are allowed")));
     }
     Ok(())
 }
 
-fn operation(
-    spec: &CollectionSpec,
-    update: proto::PointsUpdateOperation,
-) -> Result<UpdateOperation, Error> {
-    let operation = update
-        .operation
-        .ok_or_else(|| Error::invalid("operation is missing"))?;
+fn operation(spec: &CollectionSpec, update: proto::PointsUpdateOperation) -> Result<UpdateOperation, Error> {
+    let operation = update.operation.ok_or_else(|| Error::invalid("operation is missing"))?;
     let refused = match operation {
         Operation::Upsert(list) => return upsert(spec, list),
         Operation::DeletePoints(request) => {
-            refuse_if(
-                request.shard_key_selector.is_some(),
-                "DeletePoints.shard_key_selector",
-            )?;
+            refuse_if(request.shard_key_selector.is_some(), "DeletePoints.shard_key_selector")?;
             return delete(request.points);
         }
         Operation::SetPayload(_) => "set_payload",
@@ -388,9 +311,7 @@ fn operation(
         // Forms from before the last two got shard keys.
         _ => "the deprecated delete or clear_payload",
     };
-    Err(Error::unimplemented(format!(
-        "PointsUpdateOperation.{refused}"
-    )))
+    Err(Error::unimplemented(format!("PointsUpdateOperation.{refused}")))
 }
 
 /// Converts an upsert. With a filter, a point that exists is only overwritten
@@ -399,26 +320,19 @@ fn upsert(
     spec: &CollectionSpec,
     list: proto::points_update_operation::PointStructList,
 ) -> Result<UpdateOperation, Error> {
-    refuse_if(
-        list.shard_key_selector.is_some(),
-        "PointStructList.shard_key_selector",
-    )?;
+    refuse_if(list.shard_key_selector.is_some(), "PointStructList.shard_key_selector")?;
     let points = list.points.into_iter();
-    let points = points
-        .map(|point| point::to_engine(spec, point))
-        .collect::<Result<Vec<_>, _>>()?;
+    let points = points.map(|point| point::to_engine(spec, point)).collect::<Result<Vec<_>, _>>()?;
     let points = PointInsertOperations::PointsList(points);
     let mode = list.update_mode.map(update_mode).transpose()?;
     let condition = filter::optional(list.update_filter)?;
     let operation = match (condition, mode) {
         (None, None | Some(UpdateMode::Upsert)) => PointOperations::UpsertPoints(points),
-        (condition, update_mode) => {
-            PointOperations::UpsertPointsConditional(ConditionalInsertOperation {
-                points_op: points,
-                condition: condition.unwrap_or_else(everything),
-                update_mode,
-            })
-        }
+        (condition, update_mode) => PointOperations::UpsertPointsConditional(ConditionalInsertOperation {
+            points_op: points,
+            condition: condition.unwrap_or_else(everything),
+            update_mode,
+        }),
     };
     Ok(UpdateOperation::PointOperation(operation))
 }
@@ -434,12 +348,7 @@ fn update_mode(mode: i32) -> Result<UpdateMode, Error> {
 
 /// A filter without conditions matches every point.
 fn everything() -> Filter {
-    Filter {
-        should: None,
-        min_should: None,
-        must: None,
-        must_not: None,
-    }
+    Filter { should: None, min_should: None, must: None, must_not: None }
 }
 
 fn delete(selector: Option<proto::PointsSelector>) -> Result<UpdateOperation, Error> {
@@ -449,13 +358,9 @@ fn delete(selector: Option<proto::PointsSelector>) -> Result<UpdateOperation, Er
     let operation = match selector {
         PointsSelectorOneOf::Points(list) => {
             let ids = list.ids.into_iter().map(point::id_to_engine);
-            PointOperations::DeletePoints {
-                ids: ids.collect::<Result<_, _>>()?,
-            }
+            PointOperations::DeletePoints { ids: ids.collect::<Result<_, _>>()? }
         }
-        PointsSelectorOneOf::Filter(filter) => {
-            PointOperations::DeletePointsByFilter(filter::to_engine(filter)?)
-        }
+        PointsSelectorOneOf::Filter(filter) => PointOperations::DeletePointsByFilter(filter::to_engine(filter)?),
     };
     Ok(UpdateOperation::PointOperation(operation))
 }

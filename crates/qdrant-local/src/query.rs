@@ -4,8 +4,8 @@ use qdrant_client::qdrant as proto;
 use qdrant_client::qdrant::query::Variant;
 use qdrant_edge::external::ordered_float::OrderedFloat;
 use qdrant_edge::{
-    DEFAULT_VECTOR_NAME, EdgeShard, Fusion, NamedQuery, OperationResult, Prefetch, QueryEnum,
-    QueryRequest, Sample, ScoredPoint, ScoringQuery, SearchParams,
+    DEFAULT_VECTOR_NAME, EdgeShard, Fusion, NamedQuery, OperationResult, Prefetch, QueryEnum, QueryRequest, Sample,
+    ScoredPoint, ScoringQuery, SearchParams,
 };
 
 use crate::convert::{filter, payload, refuse_if, vector};
@@ -36,10 +36,7 @@ impl Plan {
     /// Checks and converts a request against the collection it is for.
     pub(crate) fn new(spec: &CollectionSpec, query: proto::QueryPoints) -> Result<Self, Error> {
         refuse_if(query.lookup_from.is_some(), "QueryPoints.lookup_from")?;
-        refuse_if(
-            query.shard_key_selector.is_some(),
-            "QueryPoints.shard_key_selector",
-        )?;
+        refuse_if(query.shard_key_selector.is_some(), "QueryPoints.shard_key_selector")?;
         let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
         let offset = query.offset.unwrap_or(0);
         // The engine collects offset + limit points but leaves it to its
@@ -47,13 +44,7 @@ impl Plan {
         let limit = checked_limit(limit.saturating_add(offset))?;
         let offset = usize::try_from(offset).unwrap_or(limit);
         let prefetches = prefetches(spec, query.prefetch)?;
-        let scoring = scoring(
-            spec,
-            query.query,
-            query.using,
-            query.params.as_ref(),
-            prefetches.len(),
-        )?;
+        let scoring = scoring(spec, query.query, query.using, query.params.as_ref(), prefetches.len())?;
         let request = QueryRequest {
             prefetches,
             query: scoring,
@@ -79,38 +70,22 @@ impl Plan {
 /// Checks a limit of a request.
 pub(crate) fn checked_limit(limit: u64) -> Result<usize, Error> {
     if limit == 0 || limit > MAX_LIMIT {
-        return Err(Error::invalid(format!(
-            "limit {limit} (offset included) is not between 1 and {MAX_LIMIT}"
-        )));
+        return Err(Error::invalid(format!("limit {limit} (offset included) is not between 1 and {MAX_LIMIT}")));
     }
     usize::try_from(limit).map_err(|error| Error::invalid(error.to_string()))
 }
 
-fn prefetches(
-    spec: &CollectionSpec,
-    list: Vec<proto::PrefetchQuery>,
-) -> Result<Vec<Prefetch>, Error> {
+fn prefetches(spec: &CollectionSpec, list: Vec<proto::PrefetchQuery>) -> Result<Vec<Prefetch>, Error> {
     if list.len() > MAX_PREFETCHES {
-        return Err(Error::invalid(format!(
-            "{} prefetches, at most {MAX_PREFETCHES} are allowed",
-            list.len()
-        )));
+        return Err(Error::invalid(format!("{} prefetches, at most {MAX_PREFETCHES} are allowed", list.len())));
     }
-    list.into_iter()
-        .map(|query| prefetch(spec, query))
-        .collect()
+    list.into_iter().map(|query| prefetch(spec, query)).collect()
 }
 
 fn prefetch(spec: &CollectionSpec, query: proto::PrefetchQuery) -> Result<Prefetch, Error> {
     refuse_if(query.lookup_from.is_some(), "PrefetchQuery.lookup_from")?;
     let prefetches = prefetches(spec, query.prefetch)?;
-    let scoring = scoring(
-        spec,
-        query.query,
-        query.using,
-        query.params.as_ref(),
-        prefetches.len(),
-    )?;
+    let scoring = scoring(spec, query.query, query.using, query.params.as_ref(), prefetches.len())?;
     Ok(Prefetch {
         prefetches,
         query: scoring,
@@ -146,10 +121,7 @@ fn scoring(
         }
         Variant::Fusion(fusion) => {
             let fusion = match proto::Fusion::try_from(fusion) {
-                Ok(proto::Fusion::Rrf) => Fusion::Rrf {
-                    k: DEFAULT_RRF_K,
-                    weights: None,
-                },
+                Ok(proto::Fusion::Rrf) => Fusion::Rrf { k: DEFAULT_RRF_K, weights: None },
                 Ok(proto::Fusion::Dbsf) => Fusion::Dbsf,
                 Err(_) => return Err(Error::invalid(format!("unknown fusion {fusion}"))),
             };
@@ -173,19 +145,14 @@ fn scoring(
 
 fn fuse(fusion: Fusion, sources: usize) -> Result<ScoringQuery, Error> {
     if sources == 0 {
-        return Err(Error::invalid(
-            "cannot do fusion without prefetches to fuse",
-        ));
+        return Err(Error::invalid("cannot do fusion without prefetches to fuse"));
     }
     Ok(ScoringQuery::Fusion(fusion))
 }
 
 fn rrf_fusion(rrf: proto::Rrf, sources: usize) -> Result<Fusion, Error> {
     if !rrf.weights.is_empty() && rrf.weights.len() != sources {
-        return Err(Error::invalid(format!(
-            "{} RRF weights for {sources} prefetches",
-            rrf.weights.len()
-        )));
+        return Err(Error::invalid(format!("{} RRF weights for {sources} prefetches", rrf.weights.len())));
     }
     let k = rrf.k.map_or(DEFAULT_RRF_K, |k| k as usize);
     if k == 0 {
@@ -199,8 +166,5 @@ fn rrf_fusion(rrf: proto::Rrf, sources: usize) -> Result<Fusion, Error> {
 fn params(params: proto::SearchParams) -> Result<SearchParams, Error> {
     refuse_if(params.quantization.is_some(), "SearchParams.quantization")?;
     // Every search is exhaustive: the options of approximate search are met.
-    Ok(SearchParams {
-        exact: params.exact.unwrap_or(false),
-        ..SearchParams::default()
-    })
+    Ok(SearchParams { exact: params.exact.unwrap_or(false), ..SearchParams::default() })
 }

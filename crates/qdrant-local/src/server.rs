@@ -10,9 +10,9 @@ use qdrant_client::qdrant::points_server::PointsServer;
 use qdrant_client::qdrant::qdrant_server::{Qdrant, QdrantServer};
 use qdrant_client::qdrant::snapshots_server::{Snapshots, SnapshotsServer};
 use qdrant_client::qdrant::{
-    CreateFullSnapshotRequest, CreateSnapshotRequest, CreateSnapshotResponse,
-    DeleteFullSnapshotRequest, DeleteSnapshotRequest, DeleteSnapshotResponse, HealthCheckReply,
-    HealthCheckRequest, ListFullSnapshotsRequest, ListSnapshotsRequest, ListSnapshotsResponse,
+    CreateFullSnapshotRequest, CreateSnapshotRequest, CreateSnapshotResponse, DeleteFullSnapshotRequest,
+    DeleteSnapshotRequest, DeleteSnapshotResponse, HealthCheckReply, HealthCheckRequest, ListFullSnapshotsRequest,
+    ListSnapshotsRequest, ListSnapshotsResponse,
 };
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -69,9 +69,7 @@ impl Server {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> Result<Handle, StartError> {
-        let addr = listener
-            .local_addr()
-            .map_err(StartError::io("read the listener's address"))?;
+        let addr = listener.local_addr().map_err(StartError::io("read the listener's address"))?;
         let data_dir = data_dir.to_owned();
         let catalog = spawn_blocking(move || Catalog::open(&data_dir))
             .await
@@ -106,22 +104,14 @@ impl Handle {
 
 async fn serve(catalog: &Arc<Catalog>, listener: TcpListener, shutdown: CancellationToken) {
     let points = PointsServer::new(PointsService::new(Arc::clone(catalog)));
-    let collections = CollectionsServer::new(CollectionsService {
-        catalog: Arc::clone(catalog),
-    });
+    let collections = CollectionsServer::new(CollectionsService { catalog: Arc::clone(catalog) });
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<PointsServer<PointsService>>().await;
-    health
-        .set_serving::<CollectionsServer<CollectionsService>>()
-        .await;
+    health.set_serving::<CollectionsServer<CollectionsService>>().await;
 
     let serving = tonic::transport::Server::builder()
         .concurrency_limit_per_connection(REQUESTS_PER_CONNECTION)
-        .add_service(
-            points
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_MESSAGE_BYTES),
-        )
+        .add_service(points.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(collections)
         .add_service(SnapshotsServer::new(NoSnapshots))
         .add_service(QdrantServer::new(HealthService))
@@ -151,10 +141,7 @@ struct HealthService;
 
 #[tonic::async_trait]
 impl Qdrant for HealthService {
-    async fn health_check(
-        &self,
-        _request: Request<HealthCheckRequest>,
-    ) -> Result<Response<HealthCheckReply>, Status> {
+    async fn health_check(&self, _request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckReply>, Status> {
         Ok(Response::new(HealthCheckReply {
             title: "qdrant-local, the Qdrant API over qdrant-edge".to_owned(),
             version: API_VERSION.to_owned(),

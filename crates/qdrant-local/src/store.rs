@@ -75,11 +75,7 @@ impl Store {
     }
 
     /// Opens the shard in `dir`; `repair` says that it was not closed properly.
-    pub(crate) fn open(
-        dir: PathBuf,
-        spec: CollectionSpec,
-        repair: bool,
-    ) -> Result<Arc<Self>, Error> {
+    pub(crate) fn open(dir: PathBuf, spec: CollectionSpec, repair: bool) -> Result<Arc<Self>, Error> {
         let shard = load(&dir, &spec)?;
         if repair {
             contain("repair", || rebuild_indexes(&shard, &spec))?;
@@ -120,10 +116,7 @@ impl Store {
     /// Stops at the first operation the engine refuses; those before it stay
     /// applied. Returns the number of operations applied since the store was
     /// opened, which serves as operation id.
-    pub(crate) async fn write(
-        self: &Arc<Self>,
-        operations: Vec<UpdateOperation>,
-    ) -> Result<u64, Error> {
+    pub(crate) async fn write(self: &Arc<Self>, operations: Vec<UpdateOperation>) -> Result<u64, Error> {
         let queue = self.queue.try_acquire();
         let _place = queue.map_err(|_| Error::Busy(MAX_QUEUED_WRITES))?;
         let target = self.apply(operations).await?;
@@ -174,9 +167,7 @@ impl Store {
             Ok(()) => {
                 writes.flushed = writes.applied;
                 writes.flushes += 1;
-                if writes.flushes.is_multiple_of(FLUSHES_PER_LOG_CHECK)
-                    && wal::is_too_long(&self.dir)
-                {
+                if writes.flushes.is_multiple_of(FLUSHES_PER_LOG_CHECK) && wal::is_too_long(&self.dir) {
                     self.reopen();
                 }
                 Ok(())
@@ -243,13 +234,9 @@ impl Store {
 
     fn engine(&self) -> Result<Engine<'_>, Error> {
         if self.failed.load(Ordering::Acquire) {
-            return Err(Error::Internal(
-                "the storage of this collection failed earlier: restart the server".into(),
-            ));
+            return Err(Error::Internal("the storage of this collection failed earlier: restart the server".into()));
         }
-        Ok(Engine(
-            self.shard.read().unwrap_or_else(PoisonError::into_inner),
-        ))
+        Ok(Engine(self.shard.read().unwrap_or_else(PoisonError::into_inner)))
     }
 
     fn shard_mut(&self) -> RwLockWriteGuard<'_, Option<EdgeShard>> {
@@ -337,9 +324,7 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T, Error> + Send + 'static,
 {
-    spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(Error::Internal(error.to_string())))
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(Error::Internal(error.to_string())))
 }
 
 #[cfg(test)]
@@ -348,8 +333,7 @@ mod tests {
 
     use qdrant_edge::external::serde_json::json;
     use qdrant_edge::{
-        Payload, PointId, PointInsertOperations, PointOperations, PointStructPersisted,
-        VectorStructPersisted,
+        Payload, PointId, PointInsertOperations, PointOperations, PointStructPersisted, VectorStructPersisted,
     };
     use tempfile::TempDir;
 
@@ -397,10 +381,7 @@ mod tests {
         assert_eq!(version(&store).await, 7);
 
         let closed = Arc::clone(&store);
-        spawn_blocking(move || closed.close())
-            .await
-            .unwrap()
-            .unwrap();
+        spawn_blocking(move || closed.close()).await.unwrap().unwrap();
         let store = Store::open(shard_dir, CollectionSpec::default(), true).unwrap();
         store.write(vec![upsert(8)]).await.unwrap();
         assert_eq!(version(&store).await, 8);

@@ -36,20 +36,12 @@ impl Config {
     /// Names the key, its value and the fix.
     pub fn validate(&self) -> Result<(), String> {
         if self.alias.is_empty() {
-            return Err(
-                "alias is empty: name the alias of the live collection, such as \"waybill\""
-                    .to_owned(),
-            );
+            return Err("alias is empty: name the alias of the live collection, such as \"waybill\"".to_owned());
         }
         if self.embed_timeout_ms < 100 {
-            return Err(format!(
-                "embed_timeout_ms is {}: set it to 100 or more",
-                self.embed_timeout_ms
-            ));
+            return Err(format!("embed_timeout_ms is {}: set it to 100 or more", self.embed_timeout_ms));
         }
-        self.engine
-            .validate()
-            .map_err(|problem| format!("engine.{problem}"))
+        self.engine.validate().map_err(|problem| format!("engine.{problem}"))
     }
 
     pub(crate) const fn embed_timeout(&self) -> Duration {

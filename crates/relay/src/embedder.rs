@@ -39,11 +39,7 @@ impl Embedder {
         let client = EmbeddingServiceClient::new(channel)
             .max_decoding_message_size(ANSWER_BYTES_MAX)
             .max_encoding_message_size(REQUEST_BYTES_MAX);
-        Self {
-            client,
-            model,
-            timeout,
-        }
+        Self { client, model, timeout }
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
@@ -61,26 +57,16 @@ impl Embedder {
             .await
             .map_err(|status| failure(&status))?;
         let models = answer.into_inner().models;
-        let wanted = models.into_iter().find(|model| {
-            if self.model.is_empty() {
-                model.default
-            } else {
-                model.name == self.model
-            }
-        });
+        let wanted = models
+            .into_iter()
+            .find(|model| if self.model.is_empty() { model.default } else { model.name == self.model });
         // Transient: the service may be restarted with the model; no key is at fault.
         let model = wanted.ok_or_else(|| {
-            let message = format!(
-                "the embedding service doesn't serve the model {:?}",
-                self.model
-            );
+            let message = format!("the embedding service doesn't serve the model {:?}", self.model);
             DeliveryError::new(ErrorClass::Transient, message)
         })?;
         let dimensions = usize::try_from(model.dimensions).unwrap_or(0);
-        Ok((
-            model.name.clone(),
-            CollectionSpec::for_model(&model.name, dimensions),
-        ))
+        Ok((model.name.clone(), CollectionSpec::for_model(&model.name, dimensions)))
     }
 
     /// Embeds documents under `model`: one answer a text, in order.
@@ -104,18 +90,9 @@ impl Embedder {
                 purpose: Purpose::Document.into(),
                 with_sparse: true,
             };
-            let answer = self
-                .client
-                .clone()
-                .embed(self.request(message))
-                .await
-                .map_err(|status| failure(&status))?;
+            let answer = self.client.clone().embed(self.request(message)).await.map_err(|status| failure(&status))?;
             let embeddings = answer.into_inner().embeddings;
-            if embeddings.len() != count
-                || embeddings
-                    .iter()
-                    .any(|embedding| embedding.dense.len() != dimensions * 4)
-            {
+            if embeddings.len() != count || embeddings.iter().any(|embedding| embedding.dense.len() != dimensions * 4) {
                 return Err(DeliveryError::new(
                     ErrorClass::Transient,
                     "the embedding service's answer doesn't fit the request",
@@ -125,10 +102,7 @@ impl Embedder {
                 let (floats, _) = embedding.dense.as_chunks::<4>();
                 let sparse = embedding.sparse.unwrap_or_default();
                 Embedded {
-                    dense: floats
-                        .iter()
-                        .map(|bytes| f32::from_le_bytes(*bytes))
-                        .collect(),
+                    dense: floats.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
                     sparse: (sparse.indices, sparse.values),
                 }
             }));
@@ -144,12 +118,7 @@ fn failure(status: &Status) -> DeliveryError {
         // Embedding changes nothing, so an unknown outcome is as good as none.
         _ => ErrorClass::Transient,
     };
-    let mut error = DeliveryError::new(
-        class,
-        format!("embed ({:?}): {}", status.code(), status.message()),
-    );
-    error.retry_after = status
-        .get_details_retry_info()
-        .and_then(|info| info.retry_delay);
+    let mut error = DeliveryError::new(class, format!("embed ({:?}): {}", status.code(), status.message()));
+    error.retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
     error
 }

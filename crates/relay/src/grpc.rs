@@ -6,8 +6,7 @@ use chrono::{DateTime, Utc};
 use prost_types::Timestamp;
 use tonic::{Request, Response, Status};
 use waybill_api::relay::v1::{
-    GetStatusRequest, GetStatusResponse, LaneStatus, Owner, SinkStatus,
-    relay_service_server::RelayService,
+    GetStatusRequest, GetStatusResponse, LaneStatus, Owner, SinkStatus, relay_service_server::RelayService,
 };
 use waybill_domain::{RelayId, SinkName};
 use waybill_outbox::Stats;
@@ -31,10 +30,7 @@ impl RelayGrpc {
 
 #[tonic::async_trait]
 impl RelayService for RelayGrpc {
-    async fn get_status(
-        &self,
-        request: Request<GetStatusRequest>,
-    ) -> Result<Response<GetStatusResponse>, Status> {
+    async fn get_status(&self, request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
         let with_lanes = request.into_inner().with_lanes;
         let sink = SinkName::Qdrant;
         let lag = sink_lag(&self.db, sink).await.map_err(|error| {
@@ -63,31 +59,20 @@ impl RelayGrpc {
             });
             entry.lane_count += 1;
         }
-        let oldest = lag
-            .oldest_unconfirmed_at
-            .map(|at| (lag.now - at).max(chrono::TimeDelta::zero()));
-        let lanes = lag
-            .lanes
-            .iter()
-            .filter(|_| with_lanes)
-            .map(|lane| LaneStatus {
-                lane: lane.lane.get().into(),
-                owner: lane
-                    .owner
-                    .map(|owner| owner.to_string())
-                    .unwrap_or_default(),
-                epoch: lane.epoch,
-                closed_seq: lane.closed_seq,
-                lag_rows: lane.lag_rows,
-            });
+        let oldest = lag.oldest_unconfirmed_at.map(|at| (lag.now - at).max(chrono::TimeDelta::zero()));
+        let lanes = lag.lanes.iter().filter(|_| with_lanes).map(|lane| LaneStatus {
+            lane: lane.lane.get().into(),
+            owner: lane.owner.map(|owner| owner.to_string()).unwrap_or_default(),
+            epoch: lane.epoch,
+            closed_seq: lane.closed_seq,
+            lag_rows: lane.lag_rows,
+        });
         SinkStatus {
             sink: sink.as_str().to_owned(),
             lag_rows: lag.lanes.iter().map(|lane| lane.lag_rows).sum(),
             lag_rows_capped: lag.capped,
-            oldest_unconfirmed: oldest.map(|age| prost_types::Duration {
-                seconds: age.num_seconds(),
-                nanos: age.subsec_nanos(),
-            }),
+            oldest_unconfirmed: oldest
+                .map(|age| prost_types::Duration { seconds: age.num_seconds(), nanos: age.subsec_nanos() }),
             confirmed_per_second: stats.confirmed_per_second,
             confirmed_total: i64::try_from(stats.confirmed_total).unwrap_or(i64::MAX),
             in_flight: i64::try_from(stats.in_flight).unwrap_or(i64::MAX),
@@ -99,8 +84,5 @@ impl RelayGrpc {
 }
 
 fn timestamp(at: DateTime<Utc>) -> Timestamp {
-    Timestamp {
-        seconds: at.timestamp(),
-        nanos: i32::try_from(at.timestamp_subsec_nanos()).unwrap_or(0),
-    }
+    Timestamp { seconds: at.timestamp(), nanos: i32::try_from(at.timestamp_subsec_nanos()).unwrap_or(0) }
 }

@@ -40,21 +40,11 @@ pub struct Deps {
 ///
 /// # Errors
 /// When the configuration is not valid, or a task of it fails.
-pub async fn run(
-    config: Config,
-    deps: Deps,
-    listener: TcpListener,
-    shutdown: Shutdown,
-) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
     config.validate().map_err(anyhow::Error::msg)?;
     let owner = RelayId::generate();
     let embedder = Embedder::new(deps.embedding, config.model.clone(), config.embed_timeout());
-    let sink = Arc::new(QdrantSink::new(
-        deps.db.clone(),
-        deps.vectors,
-        embedder,
-        config.alias.clone(),
-    ));
+    let sink = Arc::new(QdrantSink::new(deps.db.clone(), deps.vectors, embedder, config.alias.clone()));
     let engine = Engine::new(deps.db.clone(), sink, config.engine.clone(), owner);
     let service = RelayGrpc::new(deps.db.clone(), owner, engine.stats());
 

@@ -37,20 +37,11 @@ struct Target {
 
 impl QdrantSink {
     pub(crate) fn new(db: Db, vectors: Vectors, embedder: Embedder, alias: String) -> Self {
-        Self {
-            db,
-            vectors,
-            embedder,
-            alias,
-            target: Mutex::new(None),
-        }
+        Self { db, vectors, embedder, alias, target: Mutex::new(None) }
     }
 
     fn known_target(&self) -> Option<Arc<Target>> {
-        self.target
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.target.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn remember(&self, target: Option<Arc<Target>>) {
@@ -64,15 +55,8 @@ impl QdrantSink {
             return Ok(target);
         }
         let (model, collection) = self.embedder.model().await?;
-        self.vectors
-            .ensure_collection(&collection, &self.alias)
-            .await
-            .map_err(|error| self.failure(&error))?;
-        let live = self
-            .vectors
-            .alias_target(&self.alias)
-            .await
-            .map_err(|error| self.failure(&error))?;
+        self.vectors.ensure_collection(&collection, &self.alias).await.map_err(|error| self.failure(&error))?;
+        let live = self.vectors.alias_target(&self.alias).await.map_err(|error| self.failure(&error))?;
         if live.as_ref() != Some(&collection.name) {
             // Every key is confirmed for the other collection: filling this one would take a
             // new start, and searching it before that would find next to nothing.
@@ -88,10 +72,7 @@ impl QdrantSink {
     }
 
     fn failure(&self, error: &VectorError) -> DeliveryError {
-        if matches!(
-            error,
-            VectorError::CollectionMissing(_) | VectorError::CollectionMismatch { .. }
-        ) {
+        if matches!(error, VectorError::CollectionMissing(_) | VectorError::CollectionMismatch { .. }) {
             self.remember(None);
         }
         let mut failure = DeliveryError::new(error.class(), error.to_string());
@@ -106,23 +87,15 @@ impl QdrantSink {
         keys: &[Uuid],
         permit: &Permit,
     ) -> Result<Vec<ChunkRow>, DeliveryError> {
-        let mut rows = points::load_chunks(&self.db, keys)
-            .await
-            .map_err(|error| database(&error))?;
+        let mut rows = points::load_chunks(&self.db, keys).await.map_err(|error| database(&error))?;
         let mut absent = absent(keys, &rows);
         if absent.is_empty() {
             return Ok(rows);
         }
         // The bound is read first, then the rows once more: one that comes back after this has
         // a version above the bound, so this delete can't touch its point however late it lands.
-        let bound = points::version_bound(&self.db)
-            .await
-            .map_err(|error| database(&error))?;
-        rows.extend(
-            points::load_chunks(&self.db, &absent)
-                .await
-                .map_err(|error| database(&error))?,
-        );
+        let bound = points::version_bound(&self.db).await.map_err(|error| database(&error))?;
+        rows.extend(points::load_chunks(&self.db, &absent).await.map_err(|error| database(&error))?);
         absent = self::absent(keys, &rows);
         let time_left = permit.time_left()?;
         self.vectors
@@ -132,24 +105,12 @@ impl QdrantSink {
         Ok(rows)
     }
 
-    async fn upsert(
-        &self,
-        target: &Target,
-        rows: Vec<ChunkRow>,
-        permit: &Permit,
-    ) -> Result<(), DeliveryError> {
+    async fn upsert(&self, target: &Target, rows: Vec<ChunkRow>, permit: &Permit) -> Result<(), DeliveryError> {
         if rows.is_empty() {
             return Ok(());
         }
-        let texts = rows
-            .iter()
-            .map(|row| embedding_text(&row.headings, &row.text))
-            .collect();
-        let embedded = match self
-            .embedder
-            .embed(&target.model, target.collection.dimensions, texts)
-            .await
-        {
+        let texts = rows.iter().map(|row| embedding_text(&row.headings, &row.text)).collect();
+        let embedded = match self.embedder.embed(&target.model, target.collection.dimensions, texts).await {
             Ok(embedded) => embedded,
             Err(error) => {
                 // The service may have come back with another model: ask again.
@@ -175,10 +136,7 @@ impl QdrantSink {
             })
             .collect();
         let time_left = permit.time_left()?;
-        self.vectors
-            .upsert(&target.collection.name, writes, time_left)
-            .await
-            .map_err(|error| self.failure(&error))
+        self.vectors.upsert(&target.collection.name, writes, time_left).await.map_err(|error| self.failure(&error))
     }
 }
 
@@ -188,22 +146,12 @@ impl Sink for QdrantSink {
         SinkName::Qdrant
     }
 
-    async fn deliver(
-        &self,
-        keys: &[Key],
-        permit: &Permit,
-    ) -> Result<Vec<Confirmed>, DeliveryError> {
+    async fn deliver(&self, keys: &[Key], permit: &Permit) -> Result<Vec<Confirmed>, DeliveryError> {
         let target = self.target().await?;
         let ids: Vec<Uuid> = keys.iter().map(|key| key.id).collect();
         let rows = self.load_or_delete(&target, &ids, permit).await?;
-        let mut confirmed: Vec<Confirmed> = rows
-            .iter()
-            .map(|row| Confirmed {
-                kind: Kind::Chunk,
-                key: row.id,
-                version: Some(row.version),
-            })
-            .collect();
+        let mut confirmed: Vec<Confirmed> =
+            rows.iter().map(|row| Confirmed { kind: Kind::Chunk, key: row.id, version: Some(row.version) }).collect();
         confirmed.extend(absent(&ids, &rows).into_iter().map(|key| Confirmed {
             kind: Kind::Chunk,
             key,
@@ -216,16 +164,10 @@ impl Sink for QdrantSink {
 
 fn absent(keys: &[Uuid], rows: &[ChunkRow]) -> Vec<Uuid> {
     let present: HashSet<Uuid> = rows.iter().map(|row| row.id).collect();
-    keys.iter()
-        .copied()
-        .filter(|key| !present.contains(key))
-        .collect()
+    keys.iter().copied().filter(|key| !present.contains(key)).collect()
 }
 
 fn database(error: &StorageError) -> DeliveryError {
     // Never the key's fault, whatever the class: Postgres doesn't know yet what it is for.
-    DeliveryError::new(
-        ErrorClass::Transient,
-        format!("load the current rows: {error}"),
-    )
+    DeliveryError::new(ErrorClass::Transient, format!("load the current rows: {error}"))
 }

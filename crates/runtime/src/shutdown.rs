@@ -56,12 +56,7 @@ impl Shutdown {
                 }
             }
         });
-        Self(Arc::new(Stages {
-            soft,
-            hard,
-            deadline,
-            timer,
-        }))
+        Self(Arc::new(Stages { soft, hard, deadline, timer }))
     }
 
     /// Makes a shutdown that SIGTERM or SIGINT starts; a second signal goes to hard at once.
@@ -73,13 +68,7 @@ impl Shutdown {
         let interrupt = signal(SignalKind::interrupt())?;
         let shutdown = Self::manual(deadline);
         // The tokens only: holding the handle would keep it from ever being dropped.
-        tokio::spawn(obey_signals(
-            terminate,
-            interrupt,
-            shutdown.0.soft.clone(),
-            shutdown.0.hard.clone(),
-            deadline,
-        ));
+        tokio::spawn(obey_signals(terminate, interrupt, shutdown.0.soft.clone(), shutdown.0.hard.clone(), deadline));
         Ok(shutdown)
     }
 
@@ -122,11 +111,7 @@ impl Shutdown {
     /// Makes an empty group of background tasks that live no longer than this shutdown.
     #[must_use]
     pub fn tasks(&self) -> Tasks {
-        Tasks {
-            shutdown: self.clone(),
-            tracker: TaskTracker::new(),
-            failure: Arc::default(),
-        }
+        Tasks { shutdown: self.clone(), tracker: TaskTracker::new(), failure: Arc::default() }
     }
 }
 
@@ -148,11 +133,7 @@ async fn obey_signals(
     deadline: Duration,
 ) {
     let name = next_signal(&mut terminate, &mut interrupt).await;
-    tracing::info!(
-        signal = name,
-        deadline_ms = millis(deadline),
-        "stopping, a second signal stops at once"
-    );
+    tracing::info!(signal = name, deadline_ms = millis(deadline), "stopping, a second signal stops at once");
     soft.cancel();
     let name = next_signal(&mut terminate, &mut interrupt).await;
     tracing::warn!(signal = name, "second signal, dropping what is left");
@@ -187,9 +168,7 @@ impl Tasks {
         let shutdown = self.shutdown.clone();
         let failure = Arc::clone(&self.failure);
         let run = async move {
-            let caught = hard
-                .run_until_cancelled(AssertUnwindSafe(task).catch_unwind())
-                .await;
+            let caught = hard.run_until_cancelled(AssertUnwindSafe(task).catch_unwind()).await;
             let error = match caught {
                 None => {
                     tracing::warn!(task = name, "task dropped at the hard stage");
@@ -202,10 +181,7 @@ impl Tasks {
                 }
             };
             // The first failure is the cause; what fails after it is mostly its consequence.
-            failure
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get_or_insert(error);
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             shutdown.trigger();
         };
         self.tracker.spawn(run.in_current_span());
@@ -218,12 +194,7 @@ impl Tasks {
     pub async fn finish(self) -> anyhow::Result<()> {
         self.tracker.close();
         self.tracker.wait().await;
-        match self
-            .failure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
+        match self.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(error) => Err(error),
             None => Ok(()),
         }

@@ -54,32 +54,14 @@ pub fn failed_precondition(reason: &str, description: impl Into<String>) -> Stat
 
 /// Makes RESOURCE_EXHAUSTED, with RetryInfo if waiting helps.
 #[must_use]
-pub fn resource_exhausted(
-    reason: &str,
-    description: impl Into<String>,
-    retry_after: Option<Duration>,
-) -> Status {
-    build(
-        Code::ResourceExhausted,
-        reason,
-        description.into(),
-        retry_details(retry_after),
-    )
+pub fn resource_exhausted(reason: &str, description: impl Into<String>, retry_after: Option<Duration>) -> Status {
+    build(Code::ResourceExhausted, reason, description.into(), retry_details(retry_after))
 }
 
 /// Makes UNAVAILABLE, with RetryInfo if it is known how long it lasts.
 #[must_use]
-pub fn unavailable(
-    reason: &str,
-    description: impl Into<String>,
-    retry_after: Option<Duration>,
-) -> Status {
-    build(
-        Code::Unavailable,
-        reason,
-        description.into(),
-        retry_details(retry_after),
-    )
+pub fn unavailable(reason: &str, description: impl Into<String>, retry_after: Option<Duration>) -> Status {
+    build(Code::Unavailable, reason, description.into(), retry_details(retry_after))
 }
 
 /// Logs `error` and makes INTERNAL without its text, which may name hosts, tables or data.
@@ -87,11 +69,7 @@ pub fn unavailable(
 #[must_use]
 pub fn internal(error: impl Display) -> Status {
     tracing::error!(%error, "call failed inside");
-    with_reason(
-        Code::Internal,
-        "INTERNAL",
-        "internal error, the server's log has it under this request id",
-    )
+    with_reason(Code::Internal, "INTERNAL", "internal error, the server's log has it under this request id")
 }
 
 /// Returns the code of a failure that a caller can do nothing about but wait, by its class.
@@ -109,23 +87,14 @@ pub const fn code_for(class: ErrorClass) -> Code {
 /// Makes the status of a failed dependency from its class. `message` goes to the caller, so it
 /// names the part that failed and no more.
 #[must_use]
-pub fn from_class(
-    class: ErrorClass,
-    message: impl Into<String>,
-    retry_after: Option<Duration>,
-) -> Status {
+pub fn from_class(class: ErrorClass, message: impl Into<String>, retry_after: Option<Duration>) -> Status {
     let reason = match class {
         ErrorClass::Transient => "DEPENDENCY_UNAVAILABLE",
         ErrorClass::Throttled => "DEPENDENCY_THROTTLED",
         ErrorClass::Permanent => "INTERNAL",
         ErrorClass::Unknown => "OUTCOME_UNKNOWN",
     };
-    build(
-        code_for(class),
-        reason,
-        message.into(),
-        retry_details(retry_after),
-    )
+    build(code_for(class), reason, message.into(), retry_details(retry_after))
 }
 
 /// Turns tonic's own status for a request it couldn't read into one that says whose fault it is.
@@ -148,12 +117,7 @@ fn retry_details(retry_after: Option<Duration>) -> ErrorDetails {
     }
 }
 
-pub(crate) fn build(
-    code: Code,
-    reason: &str,
-    message: String,
-    mut details: ErrorDetails,
-) -> Status {
+pub(crate) fn build(code: Code, reason: &str, message: String, mut details: ErrorDetails) -> Status {
     details.set_error_info(reason, ERROR_DOMAIN, HashMap::new());
     Status::with_error_details(code, message, details)
 }

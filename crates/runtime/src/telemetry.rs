@@ -54,17 +54,14 @@ impl Drop for TelemetryGuard {
 pub fn init(service: &'static str, format: Format) -> anyhow::Result<TelemetryGuard> {
     let filter = match std::env::var(FILTER_VARIABLE) {
         Ok(text) => EnvFilter::try_new(&text).with_context(|| {
-            format!(
-                "{FILTER_VARIABLE} is {text:?}: write a filter such as \"info,waybill_relay=debug\""
-            )
+            format!("{FILTER_VARIABLE} is {text:?}: write a filter such as \"info,waybill_relay=debug\"")
         })?,
         Err(_) => EnvFilter::new(DEFAULT_FILTER),
     };
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     // No exporter yet: spans are made all the same, so that trace ids travel between services.
-    let provider = SdkTracerProvider::builder()
-        .with_resource(Resource::builder().with_service_name(service).build())
-        .build();
+    let provider =
+        SdkTracerProvider::builder().with_resource(Resource::builder().with_service_name(service).build()).build();
     let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer("waybill"));
 
     let human = match format {
@@ -74,17 +71,9 @@ pub fn init(service: &'static str, format: Format) -> anyhow::Result<TelemetryGu
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = if human {
-        lines
-            .with_target(false)
-            .with_ansi(std::io::stderr().is_terminal())
-            .boxed()
+        lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).boxed()
     } else {
-        lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(true)
-            .with_span_list(false)
-            .boxed()
+        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     };
     // Two filters: one on both would cut traces wherever a line is not wanted. Spans stop at
     // info, as h2 alone opens several below that for every frame.

@@ -37,9 +37,7 @@ impl RequestId {
     pub fn parse(text: &str) -> Option<Self> {
         let sane = !text.is_empty()
             && text.len() <= MAX_REQUEST_ID_BYTES
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'));
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'));
         sane.then(|| Self(text.into()))
     }
 
@@ -89,13 +87,9 @@ pub(crate) fn adopt(span: &Span, headers: &HeaderMap, id: &RequestId) {
 pub fn headers() -> Vec<(String, String)> {
     let mut carrier = Pairs(Vec::new());
     let context = Span::current().context();
-    opentelemetry::global::get_text_map_propagator(|propagator| {
-        propagator.inject_context(&context, &mut carrier)
-    });
+    opentelemetry::global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut carrier));
     if let Some(id) = context.get::<RequestId>() {
-        carrier
-            .0
-            .push((REQUEST_ID.as_str().to_owned(), id.to_string()));
+        carrier.0.push((REQUEST_ID.as_str().to_owned(), id.to_string()));
     }
     carrier.0.retain(|(_, value)| !value.is_empty());
     carrier.0
@@ -114,8 +108,7 @@ impl Interceptor for Propagate {
             if metadata.contains_key(name.as_str()) {
                 continue;
             }
-            if let (Ok(name), Ok(value)) = (MetadataKey::from_bytes(name.as_bytes()), value.parse())
-            {
+            if let (Ok(name), Ok(value)) = (MetadataKey::from_bytes(name.as_bytes()), value.parse()) {
                 metadata.insert(name, value);
             }
         }

@@ -53,10 +53,7 @@ async fn ring_on(db: Db, mut rings: mpsc::Receiver<()>) {
                 PAUSE
             }
             Err(_) => {
-                tracing::debug!(
-                    timeout_ms = RING_TIMEOUT.as_millis(),
-                    "ring the relay: no answer"
-                );
+                tracing::debug!(timeout_ms = RING_TIMEOUT.as_millis(), "ring the relay: no answer");
                 connection = None;
                 PAUSE
             }
@@ -68,14 +65,8 @@ async fn ring_on(db: Db, mut rings: mpsc::Receiver<()>) {
 async fn notify(db: &Db, kept: &mut Option<PgConnection>) -> Result<()> {
     let connection = match kept {
         Some(connection) => connection,
-        None => kept.insert(
-            PgConnection::connect_with(&db.connect_options())
-                .await
-                .map_err(StorageError::from)?,
-        ),
+        None => kept.insert(PgConnection::connect_with(&db.connect_options()).await.map_err(StorageError::from)?),
     };
-    sqlx::query!("SELECT pg_notify($1, '')", OUTBOX_CHANNEL)
-        .execute(connection)
-        .await?;
+    sqlx::query!("SELECT pg_notify($1, '')", OUTBOX_CHANNEL).execute(connection).await?;
     Ok(())
 }

@@ -33,11 +33,7 @@ pub struct CachedVector {
 ///
 /// # Errors
 /// If the statement fails.
-pub async fn lookup(
-    db: &Db,
-    model: &str,
-    hashes: &[TextHash],
-) -> Result<Vec<Option<CachedVector>>> {
+pub async fn lookup(db: &Db, model: &str, hashes: &[TextHash]) -> Result<Vec<Option<CachedVector>>> {
     let keys = bytes_of(hashes.iter());
     // ANY on the key's second column, not a join with unnest: the planner knows neither how
     // long an array is nor that it is short, and only this form leaves it no choice but the index.
@@ -55,13 +51,7 @@ pub async fn lookup(
     let mut found = HashMap::with_capacity(rows.len());
     for row in rows {
         if let Some(hash) = TextHash::from_slice(&row.text_hash) {
-            found.insert(
-                hash,
-                CachedVector {
-                    dense: row.dense,
-                    touch_due: row.touch_due,
-                },
-            );
+            found.insert(hash, CachedVector { dense: row.dense, touch_due: row.touch_due });
         }
     }
     let mut answers: Vec<Option<CachedVector>> = Vec::with_capacity(hashes.len());
@@ -73,9 +63,7 @@ pub async fn lookup(
                 last_place.insert(*hash, place);
                 Some(vector)
             }
-            None => last_place
-                .get(hash)
-                .and_then(|&place| answers[place].clone()),
+            None => last_place.get(hash).and_then(|&place| answers[place].clone()),
         };
         answers.push(answer);
     }
@@ -86,11 +74,7 @@ pub async fn lookup(
 ///
 /// # Errors
 /// If the statement fails.
-pub async fn store(
-    db: &Db,
-    model: &str,
-    vectors: &[(TextHash, impl AsRef<[u8]> + Sync)],
-) -> Result<u64> {
+pub async fn store(db: &Db, model: &str, vectors: &[(TextHash, impl AsRef<[u8]> + Sync)]) -> Result<u64> {
     // In the order of the keys: two writers that meet in one order can't deadlock.
     let mut sorted: Vec<_> = vectors.iter().collect();
     sorted.sort_unstable_by_key(|(hash, _)| *hash);

@@ -39,10 +39,8 @@ impl Db {
     /// # Errors
     /// If the URL can't be read.
     pub fn connect(config: &DbConfig) -> Result<Self> {
-        let options: PgConnectOptions = config
-            .url
-            .parse::<PgConnectOptions>()?
-            .application_name(&config.application_name);
+        let options: PgConnectOptions =
+            config.url.parse::<PgConnectOptions>()?.application_name(&config.application_name);
         let pool = PgPoolOptions::new()
             .max_connections(config.max_connections)
             .acquire_timeout(config.acquire_timeout)
@@ -64,25 +62,18 @@ impl Db {
     /// [`StorageError::SchemaVersion`] if it isn't, or if Postgres is away.
     pub async fn check_schema(&self) -> Result<()> {
         let migrated: bool =
-            sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
-                .fetch_one(&self.pool)
-                .await?;
+            sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(&self.pool).await?;
         let found: i64 = if migrated {
-            sqlx::query_scalar(
-                "SELECT coalesce(max(version), 0) FROM _sqlx_migrations WHERE success",
-            )
-            .fetch_one(&self.pool)
-            .await?
+            sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM _sqlx_migrations WHERE success")
+                .fetch_one(&self.pool)
+                .await?
         } else {
             0
         };
         if found == SCHEMA_VERSION {
             Ok(())
         } else {
-            Err(StorageError::SchemaVersion {
-                found,
-                needed: SCHEMA_VERSION,
-            })
+            Err(StorageError::SchemaVersion { found, needed: SCHEMA_VERSION })
         }
     }
 

@@ -39,9 +39,7 @@ impl StorageError {
             Self::Sqlx(error) => sqlx_class(error),
             Self::Timeout(_) => ErrorClass::Unknown,
             Self::Contended => ErrorClass::Transient,
-            Self::Migrate(_) | Self::SchemaVersion { .. } | Self::Corrupt(_) => {
-                ErrorClass::Permanent
-            }
+            Self::Migrate(_) | Self::SchemaVersion { .. } | Self::Corrupt(_) => ErrorClass::Permanent,
         }
     }
 
@@ -66,11 +64,7 @@ fn sqlx_class(error: &sqlx::Error) -> ErrorClass {
         sqlx::Error::Database(database) => match database.code().as_deref().unwrap_or_default() {
             // Deadlock, serialization failure, lock timeout, cancelled statement, too many
             // connections, out of memory or disk, administrator shutdown and start-up.
-            code if code.starts_with("40")
-                || code.starts_with("53")
-                || code.starts_with("57")
-                || code == "55P03" =>
-            {
+            code if code.starts_with("40") || code.starts_with("53") || code.starts_with("57") || code == "55P03" => {
                 ErrorClass::Transient
             }
             code if code.starts_with("08") => ErrorClass::Unknown,

@@ -139,7 +139,12 @@ pub async fn take(
         .fetch_all(db.pool())
         .await?;
         rows.into_iter()
-            .map(|row| Ok(TakenLane { lease: LaneLease { lane: lane(row.lane)?, epoch: row.epoch }, closed_seq: row.closed_seq }))
+            .map(|row| {
+                Ok(TakenLane {
+                    lease: LaneLease { lane: lane(row.lane)?, epoch: row.epoch },
+                    closed_seq: row.closed_seq,
+                })
+            })
             .collect()
     })
     .await
@@ -149,13 +154,7 @@ pub async fn take(
 ///
 /// # Errors
 /// If Postgres is away or `timeout` passes.
-pub async fn release(
-    db: &Db,
-    sink: SinkName,
-    owner: RelayId,
-    leases: &[LaneLease],
-    timeout: Duration,
-) -> Result<()> {
+pub async fn release(db: &Db, sink: SinkName, owner: RelayId, leases: &[LaneLease], timeout: Duration) -> Result<()> {
     let (lanes, epochs) = split(leases);
     within(timeout, async {
         sqlx::query!(
@@ -193,10 +192,7 @@ pub async fn leave(db: &Db, sink: SinkName, owner: RelayId, timeout: Duration) -
 }
 
 pub(crate) fn split(leases: &[LaneLease]) -> (Vec<i16>, Vec<i64>) {
-    leases
-        .iter()
-        .map(|lease| (i16::from(lease.lane.get()), lease.epoch))
-        .unzip()
+    leases.iter().map(|lease| (i16::from(lease.lane.get()), lease.epoch)).unzip()
 }
 
 fn small(count: i64) -> u32 {

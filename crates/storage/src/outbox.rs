@@ -44,10 +44,7 @@ impl Snapshot {
     fn parse(text: &str) -> Result<Self> {
         let corrupt = || StorageError::Corrupt(format!("unreadable snapshot {text:?}"));
         let mut parts = text.splitn(3, ':').skip(1);
-        let xmax = parts
-            .next()
-            .and_then(|xmax| xmax.parse().ok())
-            .ok_or_else(corrupt)?;
+        let xmax = parts.next().and_then(|xmax| xmax.parse().ok()).ok_or_else(corrupt)?;
         let running = parts.next().ok_or_else(corrupt)?;
         let mut running = running
             .split(',')
@@ -97,21 +94,11 @@ impl OutboxReader {
     /// If Postgres is away.
     pub async fn open(db: &Db, timeout: Duration) -> Result<Self> {
         let options = db.connect_options();
-        let mut connection = within(timeout, async {
-            Ok(PgConnection::connect_with(&options).await?)
-        })
-        .await?;
+        let mut connection = within(timeout, async { Ok(PgConnection::connect_with(&options).await?) }).await?;
         // A fence takes an xid; nothing is lost if its commit record is.
-        within(timeout, async {
-            Ok(sqlx::query("SET synchronous_commit = off")
-                .execute(&mut connection)
-                .await?)
-        })
-        .await?;
-        Ok(Self {
-            connection,
-            timeout,
-        })
+        within(timeout, async { Ok(sqlx::query("SET synchronous_commit = off").execute(&mut connection).await?) })
+            .await?;
+        Ok(Self { connection, timeout })
     }
 
     /// Returns where the log ends. Costs no xid.
@@ -137,10 +124,16 @@ impl OutboxReader {
     pub async fn fence(&mut self) -> Result<Fence> {
         let connection = &mut self.connection;
         within(self.timeout, async {
-            let last_seq = sqlx::query_scalar!(r#"SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS "last_seq!" FROM outbox_seq"#).fetch_one(&mut *connection).await?;
-            let row = sqlx::query!(r#"SELECT pg_current_xact_id()::text AS "xid!", pg_current_snapshot()::text AS "snapshot!""#)
-                .fetch_one(connection)
-                .await?;
+            let last_seq = sqlx::query_scalar!(
+                r#"SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS "last_seq!" FROM outbox_seq"#
+            )
+            .fetch_one(&mut *connection)
+            .await?;
+            let row = sqlx::query!(
+                r#"SELECT pg_current_xact_id()::text AS "xid!", pg_current_snapshot()::text AS "snapshot!""#
+            )
+            .fetch_one(connection)
+            .await?;
             let xid = row.xid.parse().map_err(|_| StorageError::Corrupt(format!("unreadable xid {:?}", row.xid)))?;
             Ok(Fence { tail: Tail { last_seq, snapshot: Snapshot::parse(&row.snapshot)? }, xid })
         })
@@ -179,9 +172,10 @@ impl OutboxReader {
                     Ok(OutboxRow {
                         seq: row.seq,
                         lane: lane(row.lane)?,
-                        kind: row.kind.parse().map_err(|error| {
-                            StorageError::Corrupt(format!("outbox {}: {error}", row.seq))
-                        })?,
+                        kind: row
+                            .kind
+                            .parse()
+                            .map_err(|error| StorageError::Corrupt(format!("outbox {}: {error}", row.seq)))?,
                         key: row.key,
                         created_at: row.created_at,
                     })
@@ -195,13 +189,7 @@ impl OutboxReader {
     ///
     /// # Errors
     /// If the connection or the statement fails.
-    pub async fn count(
-        &mut self,
-        sink: SinkName,
-        after: i64,
-        upto: i64,
-        lanes: &[Lane],
-    ) -> Result<u64> {
+    pub async fn count(&mut self, sink: SinkName, after: i64, upto: i64, lanes: &[Lane]) -> Result<u64> {
         let lanes: Vec<i16> = lanes.iter().map(|lane| lane.get().into()).collect();
         let connection = &mut self.connection;
         within(self.timeout, async {
@@ -221,25 +209,16 @@ impl OutboxReader {
 }
 
 pub(crate) fn lane(lane: i16) -> Result<Lane> {
-    u8::try_from(lane)
-        .ok()
-        .and_then(Lane::new)
-        .ok_or_else(|| StorageError::Corrupt(format!("no such lane: {lane}")))
+    u8::try_from(lane).ok().and_then(Lane::new).ok_or_else(|| StorageError::Corrupt(format!("no such lane: {lane}")))
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "a span of 2^53 ms does not occur"
-)]
+#[expect(clippy::cast_precision_loss, reason = "a span of 2^53 ms does not occur")]
 pub(crate) fn millis(duration: Duration) -> f64 {
     duration.as_millis() as f64
 }
 
 /// Bounds a wait for Postgres: a half-open connection answers nothing for minutes.
-pub(crate) async fn within<T>(
-    timeout: Duration,
-    work: impl Future<Output = Result<T>>,
-) -> Result<T> {
+pub(crate) async fn within<T>(timeout: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(timeout, work).await {
         Ok(result) => result,
         Err(_) => Err(StorageError::Timeout(timeout)),
@@ -254,13 +233,7 @@ pub(crate) async fn within<T>(
 ///
 /// # Errors
 /// If the statement fails.
-pub async fn trim(
-    db: &Db,
-    sink: SinkName,
-    after: i64,
-    retention: Duration,
-    step: i64,
-) -> Result<(i64, u64)> {
+pub async fn trim(db: &Db, sink: SinkName, after: i64, retention: Duration, step: i64) -> Result<(i64, u64)> {
     let row = sqlx::query!(
         r#"WITH old AS MATERIALIZED (
                SELECT seq FROM outbox

@@ -63,9 +63,7 @@ pub async fn load_chunks(db: &Db, keys: &[Uuid]) -> Result<Vec<ChunkRow>> {
 /// # Errors
 /// If the statement fails.
 pub async fn version_bound(db: &Db) -> Result<i64> {
-    Ok(sqlx::query_scalar!(
-        r#"SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS "version!" FROM row_version"#
-    )
-    .fetch_one(db.pool())
-    .await?)
+    Ok(sqlx::query_scalar!(r#"SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS "version!" FROM row_version"#)
+        .fetch_one(db.pool())
+        .await?)
 }

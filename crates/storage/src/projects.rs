@@ -29,11 +29,7 @@ pub async fn create(db: &Db, name: &ProjectName) -> Result<Option<Project>> {
     )
     .fetch_optional(db.pool())
     .await?;
-    Ok(row.map(|row| Project {
-        id,
-        name: name.to_string(),
-        created_at: row.created_at,
-    }))
+    Ok(row.map(|row| Project { id, name: name.to_string(), created_at: row.created_at }))
 }
 
 /// Returns a project and how many sources it holds.
@@ -52,14 +48,7 @@ pub async fn get(db: &Db, name: &ProjectName) -> Result<Option<(Project, i64)>> 
     .fetch_optional(db.pool())
     .await?;
     Ok(row.map(|row| {
-        (
-            Project {
-                id: ProjectId::from_uuid(row.id),
-                name: row.name,
-                created_at: row.created_at,
-            },
-            row.source_count,
-        )
+        (Project { id: ProjectId::from_uuid(row.id), name: row.name, created_at: row.created_at }, row.source_count)
     }))
 }
 
@@ -68,9 +57,8 @@ pub async fn get(db: &Db, name: &ProjectName) -> Result<Option<(Project, i64)>> 
 /// # Errors
 /// If Postgres is away or the statement fails.
 pub async fn find(db: &Db, name: &ProjectName) -> Result<Option<ProjectId>> {
-    let id = sqlx::query_scalar!("SELECT id FROM project WHERE name = $1", name.as_str())
-        .fetch_optional(db.pool())
-        .await?;
+    let id =
+        sqlx::query_scalar!("SELECT id FROM project WHERE name = $1", name.as_str()).fetch_optional(db.pool()).await?;
     Ok(id.map(ProjectId::from_uuid))
 }
 
@@ -90,11 +78,7 @@ pub async fn list(db: &Db, after: Option<&str>, limit: i64) -> Result<Vec<Projec
     .await?;
     Ok(rows
         .into_iter()
-        .map(|row| Project {
-            id: ProjectId::from_uuid(row.id),
-            name: row.name,
-            created_at: row.created_at,
-        })
+        .map(|row| Project { id: ProjectId::from_uuid(row.id), name: row.name, created_at: row.created_at })
         .collect())
 }
 
@@ -106,12 +90,9 @@ pub async fn list(db: &Db, after: Option<&str>, limit: i64) -> Result<Vec<Projec
 pub async fn delete(db: &Db, name: &ProjectName, headers: Option<&str>) -> Result<Option<i64>> {
     let mut tx = begin(db, headers).await?;
     // Waits for the puts that hold the project, so that none escapes the count.
-    let Some(id) = sqlx::query_scalar!(
-        "SELECT id FROM project WHERE name = $1 FOR UPDATE",
-        name.as_str()
-    )
-    .fetch_optional(&mut *tx)
-    .await?
+    let Some(id) = sqlx::query_scalar!("SELECT id FROM project WHERE name = $1 FOR UPDATE", name.as_str())
+        .fetch_optional(&mut *tx)
+        .await?
     else {
         return Ok(None);
     };

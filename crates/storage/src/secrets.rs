@@ -7,7 +7,5 @@ use crate::{Db, Result};
 /// # Errors
 /// If Postgres is away or the statement fails.
 pub async fn page_token_key(db: &Db) -> Result<Vec<u8>> {
-    Ok(sqlx::query_scalar!("SELECT key FROM page_token_key")
-        .fetch_one(db.pool())
-        .await?)
+    Ok(sqlx::query_scalar!("SELECT key FROM page_token_key").fetch_one(db.pool()).await?)
 }

@@ -48,12 +48,8 @@ pub struct SinkLag {
 /// If a statement fails.
 pub async fn sink_lag(db: &Db, sink: SinkName) -> Result<SinkLag> {
     let mut tx = db.pool().begin().await?;
-    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        .execute(&mut *tx)
-        .await?;
-    let now = sqlx::query_scalar!(r#"SELECT now() AS "now!""#)
-        .fetch_one(&mut *tx)
-        .await?;
+    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *tx).await?;
+    let now = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *tx).await?;
     let cursors = sqlx::query!(
         r#"SELECT lane, CASE WHEN lease_until > now() THEN owner END AS owner, epoch, closed_seq,
                   CASE WHEN lease_until > now() THEN lease_until END AS lease_until
@@ -95,10 +91,7 @@ pub async fn sink_lag(db: &Db, sink: SinkName) -> Result<SinkLag> {
                 epoch: cursor.epoch,
                 closed_seq: cursor.closed_seq,
                 lease_until: cursor.lease_until,
-                lag_rows: lags
-                    .iter()
-                    .find(|lag| lag.lane == cursor.lane)
-                    .map_or(0, |lag| lag.lag),
+                lag_rows: lags.iter().find(|lag| lag.lane == cursor.lane).map_or(0, |lag| lag.lag),
             })
         })
         .collect::<Result<_>>()?;

@@ -58,11 +58,7 @@ impl Program {
     /// # Errors
     /// If it can't be started.
     pub fn spawn(mut command: Command) -> Result<Self> {
-        let name = command
-            .as_std()
-            .get_program()
-            .to_string_lossy()
-            .into_owned();
+        let name = command.as_std().get_program().to_string_lossy().into_owned();
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -76,11 +72,7 @@ impl Program {
         let lines = Arc::new(Mutex::new(Vec::new()));
         tokio::spawn(collect(stdout, lines.clone(), sender.clone()));
         tokio::spawn(collect(stderr, lines.clone(), sender));
-        Ok(Self {
-            name,
-            child,
-            output: Output { lines, count },
-        })
+        Ok(Self { name, child, output: Output { lines, count } })
     }
 
     /// Returns the process id; `None` once it has ended and was waited for.
@@ -93,9 +85,7 @@ impl Program {
     /// # Errors
     /// If it has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = self
-            .pid()
-            .with_context(|| format!("{} has ended", self.name))?;
+        let pid = self.pid().with_context(|| format!("{} has ended", self.name))?;
         self::signal(pid, signal)
     }
 
@@ -104,10 +94,7 @@ impl Program {
     /// # Errors
     /// If it can't be killed.
     pub async fn kill9(&mut self) -> Result<()> {
-        self.child
-            .kill()
-            .await
-            .with_context(|| format!("kill {}", self.name))
+        self.child.kill().await.with_context(|| format!("kill {}", self.name))
     }
 
     /// Waits for its end.
@@ -117,11 +104,7 @@ impl Program {
     pub async fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
         match timeout(deadline, self.child.wait()).await {
             Ok(status) => Ok(status?),
-            Err(_) => bail!(
-                "{} does not end in {deadline:?}:\n{}",
-                self.name,
-                self.tail()
-            ),
+            Err(_) => bail!("{} does not end in {deadline:?}:\n{}", self.name, self.tail()),
         }
     }
 
@@ -149,22 +132,14 @@ impl Program {
         };
         match timeout(deadline, search).await {
             Ok(Some(line)) => Ok(line),
-            Ok(None) => bail!(
-                "{} ended without saying {text:?}:\n{}",
-                self.name,
-                self.tail()
-            ),
+            Ok(None) => bail!("{} ended without saying {text:?}:\n{}", self.name, self.tail()),
             Err(_) => bail!("{} does not say {text:?}:\n{}", self.name, self.tail()),
         }
     }
 
     /// Returns everything it has printed so far, in the order in which it arrived.
     pub fn output(&self) -> Vec<String> {
-        self.output
-            .lines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.output.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn tail(&self) -> String {
@@ -182,11 +157,7 @@ pub fn signal(pid: u32, signal: Signal) -> Result<()> {
     unix::kill(pid, signal).with_context(|| format!("send {signal} to process {pid}"))
 }
 
-async fn collect(
-    stream: impl AsyncRead + Unpin,
-    lines: Arc<Mutex<Vec<String>>>,
-    count: watch::Sender<usize>,
-) {
+async fn collect(stream: impl AsyncRead + Unpin, lines: Arc<Mutex<Vec<String>>>, count: watch::Sender<usize>) {
     let mut reader = BufReader::new(stream).lines();
     // Read to the end also when nothing more is kept, or the program would block.
     while let Ok(Some(line)) = reader.next_line().await {

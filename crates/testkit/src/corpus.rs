@@ -45,9 +45,7 @@ pub fn document(seed: u64, index: usize) -> Document {
     let sections = (0..random.between(2, 5))
         .map(|_| Section {
             heading: capitalised(&random.words(2)),
-            paragraphs: (0..random.between(1, 3))
-                .map(|_| random.paragraph())
-                .collect(),
+            paragraphs: (0..random.between(1, 3)).map(|_| random.paragraph()).collect(),
         })
         .collect::<Vec<_>>();
     let body = match form {
@@ -60,13 +58,7 @@ pub fn document(seed: u64, index: usize) -> Document {
         Form::Markdown => "md",
         Form::Html => "html",
     };
-    Document {
-        uri: format!("corpus/{seed:x}/{index:06}.{extension}"),
-        title,
-        form,
-        body,
-        needle,
-    }
+    Document { uri: format!("corpus/{seed:x}/{index:06}.{extension}"), title, form, body, needle }
 }
 
 struct Section {
@@ -151,9 +143,7 @@ impl Random {
 
 fn capitalised(text: &str) -> String {
     let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| {
-        first.to_uppercase().chain(chars).collect()
-    })
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
 /// Everyday words, some of them beyond ASCII and one that HTML must escape.

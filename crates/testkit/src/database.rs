@@ -50,16 +50,8 @@ impl TestDb {
 
     async fn copy(admin_url: &str, template: &str) -> Result<Self> {
         let name = unique_name();
-        psql(
-            admin_url,
-            &format!("CREATE DATABASE {name} TEMPLATE {template}"),
-        )
-        .await?;
-        Ok(Self {
-            url: with_database(admin_url, &name)?,
-            name,
-            admin_url: admin_url.to_owned(),
-        })
+        psql(admin_url, &format!("CREATE DATABASE {name} TEMPLATE {template}")).await?;
+        Ok(Self { url: with_database(admin_url, &name)?, name, admin_url: admin_url.to_owned() })
     }
 }
 
@@ -124,12 +116,7 @@ fn read_migrations(dir: &Path) -> Result<Vec<Migration>> {
         if path.extension().is_some_and(|extension| extension == "sql") {
             let text = fs::read_to_string(&path).context("read a migration")?;
             let description = description.replace('_', " ");
-            migrations.push(Migration {
-                version,
-                description,
-                path,
-                text,
-            });
+            migrations.push(Migration { version, description, path, text });
         }
     }
     ensure!(!migrations.is_empty(), "no migrations in {}", dir.display());
@@ -147,18 +134,10 @@ async fn migrate(url: &str, migrations: &[Migration]) -> Result<()> {
         checksum bytea NOT NULL,
         execution_time bigint NOT NULL
     )";
-    psql(url, table)
-        .await
-        .context("make the table of migrations")?;
+    psql(url, table).await.context("make the table of migrations")?;
     for migration in migrations {
-        psql_file(url, &migration.path)
-            .await
-            .with_context(|| format!("apply {}", migration.path.display()))?;
-        let text: String = migration
-            .text
-            .bytes()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        psql_file(url, &migration.path).await.with_context(|| format!("apply {}", migration.path.display()))?;
+        let text: String = migration.text.bytes().map(|byte| format!("{byte:02x}")).collect();
         let record = format!(
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
              VALUES ({}, '{}', true, sha384('\\x{text}'::bytea), 0)",
@@ -192,9 +171,7 @@ fn with_database(url: &str, name: &str) -> Result<String> {
         Some((base, parameters)) => (base, format!("?{parameters}")),
         None => (url, String::new()),
     };
-    let (scheme, rest) = base
-        .split_once("://")
-        .context("a Postgres URL without a scheme")?;
+    let (scheme, rest) = base.split_once("://").context("a Postgres URL without a scheme")?;
     let authority = rest.split('/').next().unwrap_or(rest);
     Ok(format!("{scheme}://{authority}/{name}{parameters}"))
 }
@@ -208,10 +185,7 @@ mod tests {
         let cases = [
             ("postgres://u:p@h:1/postgres", "postgres://u:p@h:1/new"),
             ("postgres://u@h", "postgres://u@h/new"),
-            (
-                "postgres://u@h/a?sslmode=disable",
-                "postgres://u@h/new?sslmode=disable",
-            ),
+            ("postgres://u@h/a?sslmode=disable", "postgres://u@h/new?sslmode=disable"),
         ];
         for (url, expected) in cases {
             assert_eq!(with_database(url, "new").unwrap(), expected);

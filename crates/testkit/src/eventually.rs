@@ -14,11 +14,7 @@ const POLL: Duration = Duration::from_millis(10);
 ///
 /// # Panics
 /// If the deadline passes.
-pub async fn eventually(
-    reason: &str,
-    deadline: Duration,
-    mut condition: impl AsyncFnMut() -> bool,
-) {
+pub async fn eventually(reason: &str, deadline: Duration, mut condition: impl AsyncFnMut() -> bool) {
     let until = Instant::now() + deadline;
     loop {
         match timeout_at(until, condition()).await {

@@ -85,8 +85,7 @@ impl TestPostgres {
 /// Lets the user that root's Postgres runs as pass through a temporary directory.
 fn open_to_service_user(dir: &TempDir) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711))
-        .context("open the temporary directory")
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).context("open the temporary directory")
 }
 
 /// Returns the URL to make databases at: the test run's server, or one for this process.
@@ -96,8 +95,5 @@ pub(crate) async fn shared_admin_url() -> Result<String> {
     }
     // Never dropped: the server's guard stops it when this process ends.
     static SHARED: OnceCell<TestPostgres> = OnceCell::const_new();
-    Ok(SHARED
-        .get_or_try_init(TestPostgres::volatile)
-        .await?
-        .admin_url())
+    Ok(SHARED.get_or_try_init(TestPostgres::volatile).await?.admin_url())
 }

@@ -52,27 +52,14 @@ impl FaultProxy {
     /// # Errors
     /// If no port can be bound.
     pub async fn start(upstream: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .await
-            .context("bind a port")?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("bind a port")?;
         let addr = listener.local_addr()?;
         let (mode, modes) = watch::channel(Mode::Pass);
         let (cut, cuts) = watch::channel(0);
         let open = Arc::new(AtomicUsize::new(0));
-        let shared = Shared {
-            upstream,
-            modes,
-            cuts,
-            open: open.clone(),
-        };
+        let shared = Shared { upstream, modes, cuts, open: open.clone() };
         let accepting = tokio::spawn(accept(listener, shared)).abort_handle();
-        Ok(Self {
-            addr,
-            mode,
-            cut,
-            open,
-            accepting,
-        })
+        Ok(Self { addr, mode, cut, open, accepting })
     }
 
     /// Returns the address to connect to.
@@ -163,18 +150,8 @@ async fn serve(client: TcpStream, mut shared: Shared) -> io::Result<()> {
     server.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let requests = pump(
-        from_client,
-        to_server,
-        Direction::Requests,
-        shared.modes.clone(),
-    );
-    let answers = pump(
-        from_server,
-        to_client,
-        Direction::Answers,
-        shared.modes.clone(),
-    );
+    let requests = pump(from_client, to_server, Direction::Requests, shared.modes.clone());
+    let answers = pump(from_server, to_client, Direction::Answers, shared.modes.clone());
     tokio::select! {
         _ = shared.cuts.changed() => Ok(()),
         // One side may be done sending and still wait for the answer.
@@ -203,10 +180,7 @@ async fn pump(
             Mode::BlackHole | Mode::Refuse => false,
         };
         // An end is held back like everything else.
-        let mode = *modes
-            .wait_for(passes)
-            .await
-            .map_err(|_| io::ErrorKind::ConnectionReset)?;
+        let mode = *modes.wait_for(passes).await.map_err(|_| io::ErrorKind::ConnectionReset)?;
         if let Mode::Delay(delay) = mode {
             sleep(delay).await;
         }

@@ -31,12 +31,7 @@ pub async fn psql_file(url: &str, path: &Path) -> Result<String> {
 /// Runs `sql` without a runtime, for `Drop`.
 pub(crate) fn psql_blocking(url: &str, sql: &str) -> Result<()> {
     let mut command = binaries()?.psql(url);
-    let output = command
-        .arg("-c")
-        .arg(sql)
-        .stdin(Stdio::null())
-        .output()
-        .context("run psql")?;
+    let output = command.arg("-c").arg(sql).stdin(Stdio::null()).output().context("run psql")?;
     if !output.status.success() {
         bail!("psql: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
@@ -53,9 +48,7 @@ async fn output(command: Command) -> Result<String> {
     if !output.status.success() {
         bail!("psql: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    Ok(String::from_utf8(output.stdout)?
-        .trim_end_matches('\n')
-        .to_owned())
+    Ok(String::from_utf8(output.stdout)?.trim_end_matches('\n').to_owned())
 }
 
 /// Finds `psql` once: looking runs every Postgres there is.

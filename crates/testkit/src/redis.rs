@@ -48,25 +48,15 @@ impl TestRedis {
         }
         // Never dropped: the server's guard stops it when this process ends.
         static SHARED: OnceCell<TestRedis> = OnceCell::const_new();
-        Ok((
-            SHARED.get_or_try_init(Self::volatile).await?.server.url(),
-            prefix,
-        ))
+        Ok((SHARED.get_or_try_init(Self::volatile).await?.server.url(), prefix))
     }
 
     async fn start(durability: Durability) -> Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("waybill-redis-")
-            .tempdir()?;
+        let dir = tempfile::Builder::new().prefix("waybill-redis-").tempdir()?;
         let data_dir = DataDir::lock(dir.path())?;
-        let options = RedisOptions {
-            durability,
-            when_parent_dies: WhenParentDies::StopAndRemove(dir.path().to_owned()),
-        };
-        Ok(Self {
-            server: PrivateRedis::start(&data_dir, options).await?,
-            _dir: dir,
-        })
+        let options =
+            RedisOptions { durability, when_parent_dies: WhenParentDies::StopAndRemove(dir.path().to_owned()) };
+        Ok(Self { server: PrivateRedis::start(&data_dir, options).await?, _dir: dir })
     }
 
     /// Returns the server's URL, with the password.

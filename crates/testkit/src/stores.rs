@@ -29,9 +29,7 @@ pub async fn run(program: &OsString, arguments: &[OsString]) -> Result<ExitStatu
 
     let mut postgres = None;
     if std::env::var_os(POSTGRES_URL_VARIABLE).is_none() {
-        let server = TestPostgres::volatile()
-            .await
-            .context("start a Postgres for the tests")?;
+        let server = TestPostgres::volatile().await.context("start a Postgres for the tests")?;
         // Now rather than by the first tests, all at once.
         drop(server.database().await.context("apply the migrations")?);
         command.env(POSTGRES_URL_VARIABLE, server.admin_url());
@@ -39,17 +37,12 @@ pub async fn run(program: &OsString, arguments: &[OsString]) -> Result<ExitStatu
     }
     let mut redis = None;
     if std::env::var_os(REDIS_URL_VARIABLE).is_none() && RedisBinary::find().is_ok() {
-        let server = TestRedis::volatile()
-            .await
-            .context("start a Redis for the tests")?;
+        let server = TestRedis::volatile().await.context("start a Redis for the tests")?;
         command.env(REDIS_URL_VARIABLE, server.url());
         redis = Some(server);
     }
 
-    let status = command
-        .status()
-        .await
-        .with_context(|| format!("run {}", program.display()));
+    let status = command.status().await.with_context(|| format!("run {}", program.display()));
     // Dropped on every path; if this process is killed, the servers' guards do it.
     drop((postgres, redis));
     status

@@ -1,8 +1,7 @@
 use std::{future::Future, time::Duration};
 
 use qdrant_client::qdrant::{
-    HealthCheckRequest, collections_client::CollectionsClient, points_client::PointsClient,
-    qdrant_client::QdrantClient,
+    HealthCheckRequest, collections_client::CollectionsClient, points_client::PointsClient, qdrant_client::QdrantClient,
 };
 use tokio::time::timeout;
 use tonic::{
@@ -61,7 +60,10 @@ impl Vectors {
             .ok()
             .filter(|endpoint| matches!(endpoint.uri().scheme_str(), Some("http" | "https")))
             .ok_or_else(|| {
-                VectorError::Config(format!("{:?} is no address: write http://HOST:PORT or https://HOST:PORT", config.url))
+                VectorError::Config(format!(
+                    "{:?} is no address: write http://HOST:PORT or https://HOST:PORT",
+                    config.url
+                ))
             })?;
         let endpoint = if endpoint.uri().scheme_str() == Some("https") {
             endpoint
@@ -71,8 +73,9 @@ impl Vectors {
             endpoint
         };
         let key = config.api_key.as_deref().map(|key| {
-            let mut value: MetadataValue<Ascii> =
-                key.parse().map_err(|_| VectorError::Config("the api key holds characters that no header can carry".to_owned()))?;
+            let mut value: MetadataValue<Ascii> = key
+                .parse()
+                .map_err(|_| VectorError::Config("the api key holds characters that no header can carry".to_owned()))?;
             value.set_sensitive(true);
             Ok::<_, VectorError>(value)
         });
@@ -83,10 +86,7 @@ impl Vectors {
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
             .connect_lazy();
-        Ok(Self {
-            channel: InterceptedService::new(channel, ApiKey(key.transpose()?)),
-            timeout: config.timeout,
-        })
+        Ok(Self { channel: InterceptedService::new(channel, ApiKey(key.transpose()?)), timeout: config.timeout })
     }
 
     /// Asks whether the server answers, and returns its version.

@@ -1,9 +1,9 @@
 use qdrant_client::qdrant::{
     AliasOperations, ChangeAliases, CollectionExistsRequest, CreateAlias, CreateCollectionBuilder,
-    CreateFieldIndexCollection, DeleteCollection, Distance, FieldType, GetCollectionInfoRequest,
-    IntegerIndexParams, KeywordIndexParams, ListAliasesRequest, Modifier, PayloadIndexParams,
-    SparseVectorConfig, SparseVectorParams, VectorParamsBuilder, VectorParamsMap, VectorsConfig,
-    alias_operations::Action, payload_index_params::IndexParams, vectors_config,
+    CreateFieldIndexCollection, DeleteCollection, Distance, FieldType, GetCollectionInfoRequest, IntegerIndexParams,
+    KeywordIndexParams, ListAliasesRequest, Modifier, PayloadIndexParams, SparseVectorConfig, SparseVectorParams,
+    VectorParamsBuilder, VectorParamsMap, VectorsConfig, alias_operations::Action, payload_index_params::IndexParams,
+    vectors_config,
 };
 
 use crate::{DENSE, Result, SPARSE, VectorError, Vectors, client::call, key};
@@ -106,7 +106,8 @@ impl Vectors {
         let reply = call(name, self.timeout(), self.collections().get(request)).await?;
         let info = reply.result.ok_or(VectorError::BadAnswer("collection without information"))?;
         let params = info.config.and_then(|config| config.params);
-        let (vectors, sparse) = params.map(|params| (params.vectors_config, params.sparse_vectors_config)).unwrap_or_default();
+        let (vectors, sparse) =
+            params.map(|params| (params.vectors_config, params.sparse_vectors_config)).unwrap_or_default();
         let dimensions = match vectors.and_then(|vectors| vectors.config) {
             Some(vectors_config::Config::ParamsMap(map)) => map.map.get(DENSE).map(|params| params.size),
             _ => None,
@@ -133,10 +134,8 @@ impl Vectors {
     /// # Errors
     /// [`VectorError::CollectionMissing`] if there is no such collection.
     pub async fn point_alias(&self, alias: &str, collection: &str) -> Result<()> {
-        let create = Action::CreateAlias(CreateAlias {
-            collection_name: collection.to_owned(),
-            alias_name: alias.to_owned(),
-        });
+        let create =
+            Action::CreateAlias(CreateAlias { collection_name: collection.to_owned(), alias_name: alias.to_owned() });
         // Creating an alias that exists moves it, in one step.
         let request = ChangeAliases { actions: vec![AliasOperations { action: Some(create) }], timeout: None };
         call(collection, self.timeout(), self.collections().update_aliases(request)).await?;
@@ -163,10 +162,8 @@ impl Vectors {
         // How rare a term is among all documents is known to the server alone.
         let params = SparseVectorParams { modifier: Some(Modifier::Idf.into()), index: None };
         let sparse = SparseVectorConfig { map: [(SPARSE.to_owned(), params)].into() };
-        let request = CreateCollectionBuilder::new(&spec.name)
-            .vectors_config(vectors)
-            .sparse_vectors_config(sparse)
-            .build();
+        let request =
+            CreateCollectionBuilder::new(&spec.name).vectors_config(vectors).sparse_vectors_config(sparse).build();
         call(&spec.name, self.timeout(), self.collections().create(request)).await?;
         Ok(())
     }
@@ -187,7 +184,10 @@ impl Vectors {
     /// Indexes what filters ask for. Doing so again changes nothing.
     async fn create_indexes(&self, collection: &str) -> Result<()> {
         let keyword = |is_tenant| {
-            IndexParams::KeywordIndexParams(KeywordIndexParams { is_tenant: Some(is_tenant), ..KeywordIndexParams::default() })
+            IndexParams::KeywordIndexParams(KeywordIndexParams {
+                is_tenant: Some(is_tenant),
+                ..KeywordIndexParams::default()
+            })
         };
         // Ranges for the comparison on write, nothing else.
         let version = IndexParams::IntegerIndexParams(IntegerIndexParams {

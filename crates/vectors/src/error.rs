@@ -79,9 +79,7 @@ impl VectorError {
             | Self::CollectionMismatch { .. }
             | Self::Unavailable(_)
             | Self::Denied { .. } => ErrorClass::Transient,
-            Self::Timeout(_) | Self::NotConfirmed(_) | Self::Failed { .. } | Self::BadAnswer(_) => {
-                ErrorClass::Unknown
-            }
+            Self::Timeout(_) | Self::NotConfirmed(_) | Self::Failed { .. } | Self::BadAnswer(_) => ErrorClass::Unknown,
             Self::Throttled { .. } => ErrorClass::Throttled,
             Self::Config(_) | Self::Rejected { .. } | Self::MetadataKey(_) => ErrorClass::Permanent,
         }
@@ -113,9 +111,7 @@ impl VectorError {
             code @ (Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented) => {
                 Self::Denied { code, message }
             }
-            code @ (Code::InvalidArgument | Code::OutOfRange | Code::AlreadyExists) => {
-                Self::Rejected { code, message }
-            }
+            code @ (Code::InvalidArgument | Code::OutOfRange | Code::AlreadyExists) => Self::Rejected { code, message },
             code => Self::Failed { code, message: describe(status) },
         }
     }

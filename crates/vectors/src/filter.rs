@@ -1,6 +1,5 @@
 use qdrant_client::qdrant::{
-    Condition, FieldCondition, Filter, HasIdCondition, Range, condition::ConditionOneOf,
-    r#match::MatchValue,
+    Condition, FieldCondition, Filter, HasIdCondition, Range, condition::ConditionOneOf, r#match::MatchValue,
 };
 use serde_json::Value;
 use uuid::Uuid;

@@ -1,6 +1,6 @@
 use qdrant_client::qdrant::{
-    Filter, Fusion, PayloadIncludeSelector, PrefetchQuery, Query, QueryPoints, VectorInput,
-    WithPayloadSelector, query::Variant, vector_input, with_payload_selector::SelectorOptions,
+    Filter, Fusion, PayloadIncludeSelector, PrefetchQuery, Query, QueryPoints, VectorInput, WithPayloadSelector,
+    query::Variant, vector_input, with_payload_selector::SelectorOptions,
 };
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -127,12 +127,7 @@ impl Vectors {
 }
 
 fn single(query: Query, using: &str, filter: Filter) -> QueryPoints {
-    QueryPoints {
-        query: Some(query),
-        using: Some(using.to_owned()),
-        filter: Some(filter),
-        ..QueryPoints::default()
-    }
+    QueryPoints { query: Some(query), using: Some(using.to_owned()), filter: Some(filter), ..QueryPoints::default() }
 }
 
 fn hybrid(dense: Vec<f32>, sparse: SparseVector, filter: &Filter, limit: usize) -> QueryPoints {

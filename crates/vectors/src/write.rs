@@ -19,9 +19,9 @@
 use std::{collections::HashMap, time::Duration};
 
 use qdrant_client::qdrant::{
-    Condition, DeletePoints, DenseVector, Filter, NamedVectors, PointStruct,
-    PointsOperationResponse, PointsSelector, SparseVector, UpdateStatus, UpsertPoints, Vector,
-    Vectors as PointVectors, points_selector::PointsSelectorOneOf, vector, vectors::VectorsOptions,
+    Condition, DeletePoints, DenseVector, Filter, NamedVectors, PointStruct, PointsOperationResponse, PointsSelector,
+    SparseVector, UpdateStatus, UpsertPoints, Vector, Vectors as PointVectors, points_selector::PointsSelectorOneOf,
+    vector, vectors::VectorsOptions,
 };
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -113,10 +113,8 @@ fn unless_newer(points: &[PointWrite]) -> Filter {
     let must_not = points
         .chunks(group_size)
         .map(|group| {
-            let mut clauses: Vec<Condition> = group
-                .iter()
-                .map(|point| all(vec![has_id([point.id]), version_at_least(point.version)]))
-                .collect();
+            let mut clauses: Vec<Condition> =
+                group.iter().map(|point| all(vec![has_id([point.id]), version_at_least(point.version)])).collect();
             if clauses.len() == 1 {
                 return clauses.remove(0);
             }

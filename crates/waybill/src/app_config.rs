@@ -13,11 +13,8 @@ use waybill_vectors::QdrantConfig;
 use crate::client::Role;
 
 /// Names that other programs use too, below our own names for the same keys.
-const ALIASES: [(&str, &str); 3] = [
-    ("DATABASE_URL", "database.url"),
-    ("REDIS_URL", "redis.url"),
-    ("QDRANT_URL", "qdrant.url"),
-];
+const ALIASES: [(&str, &str); 3] =
+    [("DATABASE_URL", "database.url"), ("REDIS_URL", "redis.url"), ("QDRANT_URL", "qdrant.url")];
 
 /// Variables of the command line, which share our prefix but are no keys.
 const NOT_KEYS: [&str; 7] = [
@@ -94,11 +91,7 @@ pub(crate) struct QdrantSection {
 impl Default for QdrantSection {
     fn default() -> Self {
         // Creating a collection on a busy server takes a second or two.
-        Self {
-            url: SecretUrl::default(),
-            api_key: Secret::default(),
-            timeout_ms: 10_000,
-        }
+        Self { url: SecretUrl::default(), api_key: Secret::default(), timeout_ms: 10_000 }
     }
 }
 
@@ -115,11 +108,7 @@ impl Default for ListenSection {
     fn default() -> Self {
         // Loopback: a service that is open to a network should be so on purpose.
         let at = |role: Role| SocketAddr::from((Ipv4Addr::LOCALHOST, role.default_port()));
-        Self {
-            ingestion: at(Role::Ingestion),
-            embedding: at(Role::Search),
-            relay: at(Role::Relay),
-        }
+        Self { ingestion: at(Role::Ingestion), embedding: at(Role::Search), relay: at(Role::Relay) }
     }
 }
 
@@ -133,9 +122,7 @@ pub(crate) struct EndpointsSection {
 
 impl Default for EndpointsSection {
     fn default() -> Self {
-        Self {
-            embedding: format!("http://127.0.0.1:{}", Role::Search.default_port()),
-        }
+        Self { embedding: format!("http://127.0.0.1:{}", Role::Search.default_port()) }
     }
 }
 
@@ -186,43 +173,23 @@ impl AppConfig {
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
-        check_scheme(
-            "database.url",
-            &self.database.url,
-            &["postgres", "postgresql"],
-        )?;
+        check_scheme("database.url", &self.database.url, &["postgres", "postgresql"])?;
         check_scheme("redis.url", &self.redis.url, &["redis", "rediss"])?;
         check_scheme("qdrant.url", &self.qdrant.url, &["http", "https"])?;
-        check_range(
-            "database.max_connections",
-            self.database.max_connections.into(),
-            1..=1_000,
-        )?;
+        check_range("database.max_connections", self.database.max_connections.into(), 1..=1_000)?;
         // Less than a tenth of a second refuses work on any hiccup; an hour is a slip.
         let timeouts = 100..=3_600_000;
-        check_range(
-            "database.acquire_timeout_ms",
-            self.database.acquire_timeout_ms,
-            timeouts.clone(),
-        )?;
+        check_range("database.acquire_timeout_ms", self.database.acquire_timeout_ms, timeouts.clone())?;
         check_range("qdrant.timeout_ms", self.qdrant.timeout_ms, timeouts)?;
-        self.ingestion
-            .validate()
-            .map_err(|problem| section_error("ingestion", &problem))?;
+        self.ingestion.validate().map_err(|problem| section_error("ingestion", &problem))?;
         self.embedding.validate()?;
-        self.relay
-            .validate()
-            .map_err(|problem| section_error("relay", &problem))?;
+        self.relay.validate().map_err(|problem| section_error("relay", &problem))?;
         self.shutdown.validate("shutdown")
     }
 
     /// Says how to reach Postgres. `application` is what `pg_stat_activity` shows.
     pub(crate) fn db(&self, application: &str) -> Result<DbConfig, ConfigError> {
-        require(
-            "database.url",
-            &self.database.url,
-            "postgres://user@host/waybill",
-        )?;
+        require("database.url", &self.database.url, "postgres://user@host/waybill")?;
         Ok(DbConfig {
             url: self.database.url.expose().to_owned(),
             max_connections: self.database.max_connections,
@@ -234,8 +201,7 @@ impl AppConfig {
     /// Says how to reach Qdrant.
     pub(crate) fn qdrant(&self) -> Result<QdrantConfig, ConfigError> {
         require("qdrant.url", &self.qdrant.url, "http://host:6334")?;
-        let key =
-            (!self.qdrant.api_key.is_empty()).then(|| self.qdrant.api_key.expose().to_owned());
+        let key = (!self.qdrant.api_key.is_empty()).then(|| self.qdrant.api_key.expose().to_owned());
         let mut config = QdrantConfig::new(self.qdrant.url.expose()).with_api_key(key);
         config.timeout = Duration::from_millis(self.qdrant.timeout_ms);
         Ok(config)
@@ -246,9 +212,7 @@ impl AppConfig {
 pub(crate) fn variables_in_use() -> Vec<String> {
     let is_ours = |name: &String| {
         ALIASES.iter().any(|(alias, _)| alias == name)
-            || name.starts_with("WAYBILL_")
-                && name.contains("__")
-                && !NOT_KEYS.contains(&name.as_str())
+            || name.starts_with("WAYBILL_") && name.contains("__") && !NOT_KEYS.contains(&name.as_str())
     };
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     let mut names: Vec<_> = names.filter(is_ours).collect();
@@ -257,20 +221,12 @@ pub(crate) fn variables_in_use() -> Vec<String> {
 }
 
 fn check_scheme(key: &str, url: &SecretUrl, schemes: &[&str]) -> Result<(), ConfigError> {
-    let scheme = url
-        .expose()
-        .split_once("://")
-        .map_or("", |(scheme, _)| scheme);
+    let scheme = url.expose().split_once("://").map_or("", |(scheme, _)| scheme);
     if url.is_empty() || schemes.contains(&scheme) {
         return Ok(());
     }
     let fix = format!("begin it with {}://", schemes.join(":// or "));
-    Err(ConfigError::invalid(
-        key,
-        url,
-        "is a URL of another kind",
-        &fix,
-    ))
+    Err(ConfigError::invalid(key, url, "is a URL of another kind", &fix))
 }
 
 /// Makes an error of a section's own complaint, "key is value: fix".
@@ -278,9 +234,7 @@ fn section_error(section: &str, complaint: &str) -> ConfigError {
     let (problem, fix) = complaint.split_once(": ").unwrap_or((complaint, "mend it"));
     let (key, problem) = problem.split_once(' ').unwrap_or(("", problem));
     // Some sections name themselves, some don't.
-    let key = key
-        .strip_prefix(section)
-        .map_or(key, |key| key.trim_start_matches('.'));
+    let key = key.strip_prefix(section).map_or(key, |key| key.trim_start_matches('.'));
     ConfigError {
         key: Some(format!("{section}.{key}")),
         value: None,
@@ -290,11 +244,7 @@ fn section_error(section: &str, complaint: &str) -> ConfigError {
     }
 }
 
-fn check_range(
-    key: &str,
-    value: u64,
-    range: std::ops::RangeInclusive<u64>,
-) -> Result<(), ConfigError> {
+fn check_range(key: &str, value: u64, range: std::ops::RangeInclusive<u64>) -> Result<(), ConfigError> {
     if range.contains(&value) {
         return Ok(());
     }
@@ -306,10 +256,7 @@ fn require(key: &str, url: &SecretUrl, example: &str) -> Result<(), ConfigError>
     if !url.is_empty() {
         return Ok(());
     }
-    let variable = ALIASES
-        .iter()
-        .find(|(_, aliased)| *aliased == key)
-        .map_or("it", |(name, _)| name);
+    let variable = ALIASES.iter().find(|(_, aliased)| *aliased == key).map_or("it", |(name, _)| name);
     let fix = format!("set {variable}, or `{key}` in the file, such as {example}");
     Err(ConfigError::invalid(key, "\"\"", "is not set", &fix))
 }
@@ -326,10 +273,7 @@ mod tests {
     #[test]
     fn a_store_that_is_needed_and_not_named_says_how_to_name_it() {
         let error = AppConfig::default().db("x").unwrap_err().to_string();
-        assert!(
-            error.contains("DATABASE_URL") && error.contains("postgres://"),
-            "{error}"
-        );
+        assert!(error.contains("DATABASE_URL") && error.contains("postgres://"), "{error}");
     }
 
     #[test]
@@ -346,10 +290,7 @@ mod tests {
         let mut config = AppConfig::default();
         config.database.url = SecretUrl::new("mysql://me:hunter2@db/x");
         let error = config.validate().unwrap_err().to_string();
-        assert!(
-            error.contains("database.url") && error.contains("postgres://"),
-            "{error}"
-        );
+        assert!(error.contains("database.url") && error.contains("postgres://"), "{error}");
         assert!(!error.contains("hunter2"), "{error}");
     }
 }

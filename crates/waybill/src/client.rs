@@ -107,18 +107,10 @@ impl Origin {
 
 impl Target {
     /// Finds a service: the URL named, else the running `waybill up`, else the default port.
-    pub(crate) fn find(
-        role: Role,
-        named: Option<&str>,
-        args: &EndpointArgs,
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn find(role: Role, named: Option<&str>, args: &EndpointArgs) -> anyhow::Result<Self> {
         if let Some(url) = named {
             check_url(url)?;
-            return Ok(Self {
-                role,
-                url: url.to_owned(),
-                origin: Origin::Named,
-            });
+            return Ok(Self { role, url: url.to_owned(), origin: Origin::Named });
         }
         // Without a home directory there is no file to look at, and the default will do.
         if let Ok(data_dir) = paths::data_dir(args.data_dir.data_dir.as_deref()) {
@@ -126,19 +118,12 @@ impl Target {
             if let Some(endpoints) = Endpoints::read(&file)? {
                 let url = role.of(&endpoints);
                 let file = file.display().to_string();
-                let origin = Origin::RunningUp {
-                    pid: endpoints.pid,
-                    file,
-                };
+                let origin = Origin::RunningUp { pid: endpoints.pid, file };
                 return Ok(Self { role, url, origin });
             }
         }
         let url = format!("http://127.0.0.1:{}", role.default_port());
-        Ok(Self {
-            role,
-            url,
-            origin: Origin::Default,
-        })
+        Ok(Self { role, url, origin: Origin::Default })
     }
 
     /// Prepares a connection. It is made when it is first used.
@@ -150,11 +135,7 @@ impl Target {
     pub(crate) fn explain(&self, status: &Status) -> anyhow::Error {
         // Only a status made on this side has a source.
         match status.source() {
-            Some(source) => Unreachable {
-                target: self.clone(),
-                reason: root(source),
-            }
-            .into(),
+            Some(source) => Unreachable { target: self.clone(), reason: root(source) }.into(),
             None => {
                 let what = describe(status.code(), status.message());
                 let hint = if status.code() == Code::NotFound && what.contains("no project") {
@@ -169,30 +150,21 @@ impl Target {
 }
 
 /// A connection to the ingestion service.
-pub(crate) fn ingestion(
-    args: &EndpointArgs,
-) -> anyhow::Result<(IngestionServiceClient<Channel>, Target)> {
+pub(crate) fn ingestion(args: &EndpointArgs) -> anyhow::Result<(IngestionServiceClient<Channel>, Target)> {
     let target = Target::find(Role::Ingestion, args.endpoint.as_deref(), args)?;
-    let client =
-        IngestionServiceClient::new(target.channel()?).max_decoding_message_size(MAX_ANSWER_BYTES);
+    let client = IngestionServiceClient::new(target.channel()?).max_decoding_message_size(MAX_ANSWER_BYTES);
     Ok((client, target))
 }
 
 /// A connection to the search service.
-pub(crate) fn search(
-    args: &EndpointArgs,
-) -> anyhow::Result<(SearchServiceClient<Channel>, Target)> {
+pub(crate) fn search(args: &EndpointArgs) -> anyhow::Result<(SearchServiceClient<Channel>, Target)> {
     let target = Target::find(Role::Search, args.endpoint.as_deref(), args)?;
-    let client =
-        SearchServiceClient::new(target.channel()?).max_decoding_message_size(MAX_ANSWER_BYTES);
+    let client = SearchServiceClient::new(target.channel()?).max_decoding_message_size(MAX_ANSWER_BYTES);
     Ok((client, target))
 }
 
 /// A connection to the relay.
-pub(crate) fn relay(
-    named: Option<&str>,
-    args: &EndpointArgs,
-) -> anyhow::Result<(RelayServiceClient<Channel>, Target)> {
+pub(crate) fn relay(named: Option<&str>, args: &EndpointArgs) -> anyhow::Result<(RelayServiceClient<Channel>, Target)> {
     let target = Target::find(Role::Relay, named, args)?;
     Ok((RelayServiceClient::new(target.channel()?), target))
 }
@@ -201,9 +173,7 @@ pub(crate) fn relay(
 pub(crate) fn describe(code: Code, message: &str) -> String {
     match code {
         // The message says it all.
-        Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition => {
-            message.to_owned()
-        }
+        Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition => message.to_owned(),
         Code::Unimplemented => {
             format!("{message} (is this the right service, and as new as this program?)")
         }
@@ -212,15 +182,13 @@ pub(crate) fn describe(code: Code, message: &str) -> String {
 }
 
 fn check_url(url: &str) -> Result<(), Usage> {
-    let valid = url.parse::<tonic::transport::Uri>().is_ok_and(|uri| {
-        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
-    });
+    let valid = url
+        .parse::<tonic::transport::Uri>()
+        .is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
     if valid {
         return Ok(());
     }
-    Err(Usage(format!(
-        "{url:?} is no endpoint: expected a URL such as http://127.0.0.1:7701"
-    )))
+    Err(Usage(format!("{url:?} is no endpoint: expected a URL such as http://127.0.0.1:7701")))
 }
 
 /// The innermost cause says most: "connection refused" rather than "transport error".

@@ -35,12 +35,9 @@ impl Endpoints {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
-        serde_json::from_str(&text).map(Some).with_context(|| {
-            format!(
-                "read {}: remove it, or start `waybill up` anew",
-                path.display()
-            )
-        })
+        serde_json::from_str(&text)
+            .map(Some)
+            .with_context(|| format!("read {}: remove it, or start `waybill up` anew", path.display()))
     }
 
     /// Writes the file as a whole: a reader sees the old one or the new one.

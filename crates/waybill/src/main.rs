@@ -32,10 +32,8 @@ fn main() -> ExitCode {
 
 fn try_main() -> anyhow::Result<u8> {
     let cli = Cli::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("start the async runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;
     let code = runtime.block_on(run(cli.command));
     // A thread that reads a terminal's stdin can't be interrupted: not waited for.
     runtime.shutdown_background();

@@ -19,9 +19,7 @@ pub(crate) struct Out {
 impl Out {
     /// Takes stdout for as long as the value lives.
     pub(crate) fn new() -> Self {
-        Self {
-            writer: BufWriter::new(io::stdout().lock()),
-        }
+        Self { writer: BufWriter::new(io::stdout().lock()) }
     }
 
     /// Writes one line.

@@ -22,10 +22,7 @@ fn default_data_dir(xdg_data_home: Option<OsString>, home: Option<OsString>) -> 
     xdg_data_home
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
-        .or_else(|| {
-            home.filter(|home| !home.is_empty())
-                .map(|home| PathBuf::from(home).join(".local/share"))
-        })
+        .or_else(|| home.filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(".local/share")))
         .map(|base| base.join("waybill"))
 }
 
@@ -35,14 +32,10 @@ mod tests {
 
     #[test]
     fn xdg_comes_before_home() {
-        let path = |xdg: Option<&str>, home: Option<&str>| {
-            default_data_dir(xdg.map(OsString::from), home.map(OsString::from))
-        };
+        let path =
+            |xdg: Option<&str>, home: Option<&str>| default_data_dir(xdg.map(OsString::from), home.map(OsString::from));
         assert_eq!(path(Some("/x"), Some("/h")), Some("/x/waybill".into()));
-        assert_eq!(
-            path(Some("x"), Some("/h")),
-            Some("/h/.local/share/waybill".into())
-        );
+        assert_eq!(path(Some("x"), Some("/h")), Some("/h/.local/share/waybill".into()));
         assert_eq!(path(None, Some("")), None);
         assert_eq!(path(None, None), None);
     }

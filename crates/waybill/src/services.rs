@@ -27,10 +27,7 @@ pub(crate) async fn embedding(
     listener: TcpListener,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let deps = waybill_embedding::Deps {
-        db,
-        vectors: vectors(config)?,
-    };
+    let deps = waybill_embedding::Deps { db, vectors: vectors(config)? };
     waybill_embedding::run(config.embedding.clone(), deps, listener, shutdown).await
 }
 
@@ -42,11 +39,7 @@ pub(crate) async fn relay(
     listener: TcpListener,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let deps = waybill_relay::Deps {
-        db,
-        vectors: vectors(config)?,
-        embedding,
-    };
+    let deps = waybill_relay::Deps { db, vectors: vectors(config)?, embedding };
     waybill_relay::run(config.relay.clone(), deps, listener, shutdown).await
 }
 

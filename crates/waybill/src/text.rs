@@ -10,9 +10,7 @@ const MAX_WIDTH: usize = 110;
 
 /// Returns how many columns a line of output may take.
 pub(crate) fn width() -> usize {
-    let columns = console::Term::stdout()
-        .size_checked()
-        .map(|(_, columns)| usize::from(columns));
+    let columns = console::Term::stdout().size_checked().map(|(_, columns)| usize::from(columns));
     columns.unwrap_or(DEFAULT_WIDTH).clamp(40, MAX_WIDTH)
 }
 
@@ -31,9 +29,7 @@ pub(crate) fn one_line(text: &str) -> String {
 
 /// Drops control characters but for newlines and tabs.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars()
-        .filter(|char| !char.is_control() || matches!(char, '\n' | '\t'))
-        .collect()
+    text.chars().filter(|char| !char.is_control() || matches!(char, '\n' | '\t')).collect()
 }
 
 /// Breaks a line between words into lines of at most `columns` columns. A word that is
@@ -69,10 +65,7 @@ pub(crate) fn excerpt(line: &str, query: &str, chars: usize) -> String {
         return line.to_owned();
     }
     let lower = line.to_lowercase();
-    let hit = words(query)
-        .filter_map(|word| lower.find(&word))
-        .min()
-        .unwrap_or(0);
+    let hit = words(query).filter_map(|word| lower.find(&word)).min().unwrap_or(0);
     // Lower-casing may change lengths, so this is a position in characters, roughly.
     let hit = lower[..hit].chars().count();
     // A third of the piece leads up to the word, unless the end of the text is near.

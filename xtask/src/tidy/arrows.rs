@@ -39,10 +39,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "waybill-vectors",
         ],
     ),
-    (
-        "waybill-testkit",
-        &["waybill-domain", "waybill-local-stores"],
-    ),
+    ("waybill-testkit", &["waybill-domain", "waybill-local-stores"]),
     (
         "waybill-bench",
         &[
@@ -75,20 +72,13 @@ const SERVICE: &[&str] = &[
 ];
 
 /// What tests may use besides: the testkit, and servers to test against.
-const FOR_TESTS: &[&str] = &[
-    "waybill-testkit",
-    "waybill-local-stores",
-    "waybill-qdrant-local",
-];
+const FOR_TESTS: &[&str] = &["waybill-testkit", "waybill-local-stores", "waybill-qdrant-local"];
 
 /// Libraries that are known in few places, so that they can be replaced there.
 const CONFINED: &[(&str, &[&str])] = &[
     ("sqlx", &["waybill-storage"]),
     // The bench sends points straight by it: that is the ceiling which the relay is held to.
-    (
-        "qdrant-client",
-        &["waybill-vectors", "waybill-qdrant-local", "waybill-bench"],
-    ),
+    ("qdrant-client", &["waybill-vectors", "waybill-qdrant-local", "waybill-bench"]),
     ("qdrant-edge", &["waybill-qdrant-local"]),
     ("deadpool-redis", &["waybill-llm-queue"]),
     ("redis", &["waybill-llm-queue"]),
@@ -172,10 +162,7 @@ fn check_package(package: &Package) -> Vec<Finding> {
                 0,
                 "confined library",
                 format!("{name} uses {target}"),
-                format!(
-                    "go through {}: nobody else knows about {target}",
-                    list(homes)
-                ),
+                format!("go through {}: nobody else knows about {target}", list(homes)),
             ));
         }
         if name == "waybill-domain" && !is_dev && NOT_IN_DOMAIN.contains(&target) {
@@ -197,11 +184,7 @@ fn is_library(name: &str) -> bool {
 }
 
 fn list(names: &[&str]) -> String {
-    if names.is_empty() {
-        "no crate of ours".to_owned()
-    } else {
-        names.join(", ")
-    }
+    if names.is_empty() { "no crate of ours".to_owned() } else { names.join(", ") }
 }
 
 /// Returns the manifest's path from the workspace's folder.
@@ -222,19 +205,12 @@ mod tests {
 
     fn findings(package: &str, dependency: &str, kind: &str, ours: bool) -> Vec<String> {
         let path = if ours { r#""/x""# } else { "null" };
-        let kind = if kind.is_empty() {
-            "null".to_owned()
-        } else {
-            format!("\"{kind}\"")
-        };
+        let kind = if kind.is_empty() { "null".to_owned() } else { format!("\"{kind}\"") };
         let json = format!(
             r#"{{"packages":[{{"name":"{package}","manifest_path":"/a/crates/p/Cargo.toml",
                "dependencies":[{{"name":"{dependency}","kind":{kind},"path":{path}}}]}}]}}"#
         );
-        check(&read(&json).unwrap())
-            .into_iter()
-            .map(|finding| finding.what)
-            .collect()
+        check(&read(&json).unwrap()).into_iter().map(|finding| finding.what).collect()
     }
 
     #[test]
@@ -244,40 +220,25 @@ mod tests {
             findings("waybill-relay", "waybill-embedding", "", true),
             ["waybill-relay depends on waybill-embedding"]
         );
-        assert_eq!(
-            findings("waybill-relay", "waybill-embedding", "dev", true).len(),
-            1
-        );
+        assert_eq!(findings("waybill-relay", "waybill-embedding", "dev", true).len(), 1);
     }
 
     #[test]
     fn only_tests_use_the_testkit() {
         assert!(findings("waybill-outbox", "waybill-testkit", "dev", true).is_empty());
-        assert_eq!(
-            findings("waybill-outbox", "waybill-testkit", "", true).len(),
-            1
-        );
+        assert_eq!(findings("waybill-outbox", "waybill-testkit", "", true).len(), 1);
     }
 
     #[test]
     fn libraries_stay_where_they_are_known() {
         assert!(findings("waybill-storage", "sqlx", "", false).is_empty());
-        assert_eq!(
-            findings("waybill-relay", "sqlx", "dev", false),
-            ["waybill-relay uses sqlx"]
-        );
-        assert_eq!(
-            findings("waybill-relay", "qdrant-client", "", false).len(),
-            1
-        );
+        assert_eq!(findings("waybill-relay", "sqlx", "dev", false), ["waybill-relay uses sqlx"]);
+        assert_eq!(findings("waybill-relay", "qdrant-client", "", false).len(), 1);
     }
 
     #[test]
     fn domain_has_no_runtime() {
-        assert_eq!(
-            findings("waybill-domain", "tokio", "", false),
-            ["waybill-domain uses tokio"]
-        );
+        assert_eq!(findings("waybill-domain", "tokio", "", false), ["waybill-domain uses tokio"]);
     }
 
     #[test]

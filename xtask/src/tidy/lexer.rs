@@ -36,11 +36,7 @@ fn blank(text: &str) -> String {
         let end = skip(bytes, at);
         if end > at {
             let skipped = bytes.get(at..end).unwrap_or_default();
-            bare.extend(
-                skipped
-                    .iter()
-                    .map(|byte| if *byte == b'\n' { b'\n' } else { b' ' }),
-            );
+            bare.extend(skipped.iter().map(|byte| if *byte == b'\n' { b'\n' } else { b' ' }));
             at = end;
         } else {
             let byte = bytes.get(at).copied().unwrap_or(b' ');
@@ -59,15 +55,10 @@ fn skip(bytes: &[u8], at: usize) -> usize {
         .and_then(|before| bytes.get(before))
         .is_some_and(|before| before.is_ascii_alphanumeric() || *before == b'_');
     let length = match rest {
-        [b'/', b'/', ..] => rest
-            .iter()
-            .position(|byte| *byte == b'\n')
-            .unwrap_or(rest.len()),
+        [b'/', b'/', ..] => rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len()),
         [b'/', b'*', ..] => block_comment(rest),
         [b'"', ..] => 1 + quoted(rest.get(1..).unwrap_or_default(), b'"'),
-        [b'b' | b'c', b'"', ..] if !is_after_word => {
-            2 + quoted(rest.get(2..).unwrap_or_default(), b'"')
-        }
+        [b'b' | b'c', b'"', ..] if !is_after_word => 2 + quoted(rest.get(2..).unwrap_or_default(), b'"'),
         [b'r', b'"' | b'#', ..] if !is_after_word => raw_string(rest, 1),
         [b'b' | b'c', b'r', b'"' | b'#', ..] if !is_after_word => raw_string(rest, 2),
         [b'\'', b'\\', ..] => 1 + quoted(rest.get(1..).unwrap_or_default(), b'\''),
@@ -79,11 +70,7 @@ fn skip(bytes: &[u8], at: usize) -> usize {
                 0xc0.. => 2,
                 _ => 1,
             };
-            if rest.get(1 + width) == Some(&b'\'') {
-                width + 2
-            } else {
-                0
-            }
+            if rest.get(1 + width) == Some(&b'\'') { width + 2 } else { 0 }
         }
         _ => 0,
     };
@@ -136,9 +123,7 @@ fn raw_string(rest: &[u8], prefix: usize) -> usize {
     let mut closing = vec![b'"'];
     closing.resize(hashes + 1, b'#');
     let inside = rest.get(body..).unwrap_or_default();
-    let end = inside
-        .windows(closing.len())
-        .position(|window| window == closing);
+    let end = inside.windows(closing.len()).position(|window| window == closing);
     end.map_or(rest.len(), |end| body + end + closing.len())
 }
 
@@ -194,10 +179,7 @@ mod tests {
         assert_eq!(bare(r#"x("a \" todo!()", y)"#), "x( , y)");
         assert_eq!(bare("x(r#\"a \"quoted\" b\"#)"), "x( )");
         assert_eq!(bare("f('\"', 'x', '\\'', 'é', b'\"')"), "f( , , , , b )");
-        assert_eq!(
-            bare("fn f<'a>(x: &'a str, r#type: u8) {}"),
-            "fn f<'a>(x: &'a str, r#type: u8) {}"
-        );
+        assert_eq!(bare("fn f<'a>(x: &'a str, r#type: u8) {}"), "fn f<'a>(x: &'a str, r#type: u8) {}");
     }
 
     #[test]
@@ -210,9 +192,6 @@ mod tests {
     fn test_items_are_marked() {
         let text = "fn a() {}\n#[cfg(test)]\nmod tests {\n  fn b() {}\n}\nfn c() {}\n#[cfg(test)]\nmod d;\nfn e() {}";
         let marked = Code::parse(text).is_test;
-        assert_eq!(
-            marked,
-            [false, true, true, true, true, false, true, true, false]
-        );
+        assert_eq!(marked, [false, true, true, true, true, false, true, true, false]);
     }
 }

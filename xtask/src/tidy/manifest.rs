@@ -51,11 +51,7 @@ fn is_dependencies(section: &str) -> bool {
 }
 
 fn has_workspace_lints(text: &str) -> bool {
-    let mut lines = text
-        .lines()
-        .map(str::trim)
-        .skip_while(|line| *line != "[lints]")
-        .skip(1);
+    let mut lines = text.lines().map(str::trim).skip_while(|line| *line != "[lints]").skip(1);
     lines.find(|line| !line.is_empty()) == Some("workspace = true")
 }
 
@@ -68,14 +64,8 @@ mod tests {
     use super::*;
 
     fn lines(text: &str) -> Vec<usize> {
-        let file = TextFile {
-            path: "crates/a/Cargo.toml".to_owned(),
-            text: text.to_owned(),
-        };
-        check(&file)
-            .into_iter()
-            .map(|finding| finding.line)
-            .collect()
+        let file = TextFile { path: "crates/a/Cargo.toml".to_owned(), text: text.to_owned() };
+        check(&file).into_iter().map(|finding| finding.line).collect()
     }
 
     #[test]

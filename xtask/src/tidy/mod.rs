@@ -31,20 +31,8 @@ pub(crate) struct Finding {
 }
 
 impl Finding {
-    fn new(
-        file: &str,
-        line: usize,
-        rule: &'static str,
-        what: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> Self {
-        Self {
-            file: file.to_owned(),
-            line,
-            rule,
-            what: what.into(),
-            fix: fix.into(),
-        }
+    fn new(file: &str, line: usize, rule: &'static str, what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { file: file.to_owned(), line, rule, what: what.into(), fix: fix.into() }
     }
 }
 
@@ -54,11 +42,7 @@ impl fmt::Display for Finding {
         if self.line > 0 {
             write!(formatter, ":{}", self.line)?;
         }
-        write!(
-            formatter,
-            ": {}: {}\n    fix: {}",
-            self.rule, self.what, self.fix
-        )
+        write!(formatter, ": {}: {}\n    fix: {}", self.rule, self.what, self.fix)
     }
 }
 
@@ -77,13 +61,7 @@ pub(crate) struct TextFile {
 pub(crate) fn run() -> anyhow::Result<()> {
     let root = sh::root();
     let files = read_files(&root)?;
-    let metadata = sh::output(sh::cargo().args([
-        "metadata",
-        "--format-version",
-        "1",
-        "--no-deps",
-        "--offline",
-    ]))?;
+    let metadata = sh::output(sh::cargo().args(["metadata", "--format-version", "1", "--no-deps", "--offline"]))?;
 
     let mut findings = arrows::check(&arrows::read(&metadata)?);
     for file in &files {
@@ -106,22 +84,13 @@ pub(crate) fn run() -> anyhow::Result<()> {
 /// Reads what git knows or would take up, so that build products are never looked at.
 fn read_files(root: &Path) -> anyhow::Result<Vec<TextFile>> {
     let mut git = Command::new("git");
-    git.current_dir(root).args([
-        "ls-files",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-        "-z",
-    ]);
+    git.current_dir(root).args(["ls-files", "--cached", "--others", "--exclude-standard", "-z"]);
     let listed = sh::output(&mut git).context("list the repository's files")?;
     let mut files = Vec::new();
     for path in listed.split('\0').filter(|path| !path.is_empty()) {
         // One that is deleted but still listed, or is not text, has nothing to say.
         if let Ok(text) = std::fs::read_to_string(root.join(path)) {
-            files.push(TextFile {
-                path: path.to_owned(),
-                text,
-            });
+            files.push(TextFile { path: path.to_owned(), text });
         }
     }
     Ok(files)

@@ -20,10 +20,7 @@ pub(crate) fn check(files: &[TextFile]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut stored: BTreeMap<&str, &TextFile> = BTreeMap::new();
     for file in files {
-        let name = file
-            .path
-            .strip_prefix(FOLDER)
-            .and_then(|name| name.strip_prefix("query-"));
+        let name = file.path.strip_prefix(FOLDER).and_then(|name| name.strip_prefix("query-"));
         if let Some(hash) = name.and_then(|name| name.strip_suffix(".json")) {
             stored.insert(hash, file);
         }
@@ -34,10 +31,7 @@ pub(crate) fn check(files: &[TextFile]) -> Vec<Finding> {
             for query in queries(&file.text) {
                 match query.sql {
                     Some(sql) => {
-                        wanted.insert(
-                            hex::encode(Sha256::digest(sql.as_bytes())),
-                            (file, query.line),
-                        );
+                        wanted.insert(hex::encode(Sha256::digest(sql.as_bytes())), (file, query.line));
                     }
                     None => findings.push(Finding::new(
                         &file.path,
@@ -52,24 +46,12 @@ pub(crate) fn check(files: &[TextFile]) -> Vec<Finding> {
     }
     for (hash, (file, line)) in &wanted {
         if !stored.contains_key(hash.as_str()) {
-            findings.push(Finding::new(
-                &file.path,
-                *line,
-                RULE,
-                "no data for this query",
-                FIX,
-            ));
+            findings.push(Finding::new(&file.path, *line, RULE, "no data for this query", FIX));
         }
     }
     for (hash, file) in stored {
         if !wanted.contains_key(hash) {
-            findings.push(Finding::new(
-                &file.path,
-                0,
-                RULE,
-                "no query has this hash",
-                FIX,
-            ));
+            findings.push(Finding::new(&file.path, 0, RULE, "no query has this hash", FIX));
         }
     }
     findings
@@ -82,37 +64,22 @@ struct Query {
 }
 
 /// The macros of sqlx that check SQL, and whether the SQL is their second argument.
-const MACROS: &[(&str, bool)] = &[
-    ("query!(", false),
-    ("query_scalar!(", false),
-    ("query_as!(", true),
-];
+const MACROS: &[(&str, bool)] = &[("query!(", false), ("query_scalar!(", false), ("query_as!(", true)];
 
 fn queries(text: &str) -> Vec<Query> {
     let mut found = Vec::new();
     for (name, is_second) in MACROS {
         for (at, _) in text.match_indices(name) {
-            let line_start = text
-                .get(..at)
-                .and_then(|before| before.rfind('\n'))
-                .map_or(0, |n| n + 1);
+            let line_start = text.get(..at).and_then(|before| before.rfind('\n')).map_or(0, |n| n + 1);
             let before = text.get(line_start..at).unwrap_or_default();
-            let is_longer_name =
-                before.ends_with(|last: char| last.is_alphanumeric() || last == '_');
+            let is_longer_name = before.ends_with(|last: char| last.is_alphanumeric() || last == '_');
             if is_longer_name || before.trim_start().starts_with("//") {
                 continue;
             }
             let arguments = text.get(at + name.len()..).unwrap_or_default();
-            let sql = if *is_second {
-                after_comma(arguments)
-            } else {
-                Some(arguments)
-            };
+            let sql = if *is_second { after_comma(arguments) } else { Some(arguments) };
             let line = text.get(..at).unwrap_or_default().matches('\n').count() + 1;
-            found.push(Query {
-                line,
-                sql: sql.and_then(literal),
-            });
+            found.push(Query { line, sql: sql.and_then(literal) });
         }
     }
     found
@@ -140,10 +107,7 @@ fn literal(text: &str) -> Option<String> {
         let body = raw.get(hashes..)?.strip_prefix('"')?;
         let closing = format!("\"{}", "#".repeat(hashes));
         let end = body.find(&closing)?;
-        (
-            body.get(..end)?.to_owned(),
-            body.get(end + closing.len()..)?,
-        )
+        (body.get(..end)?.to_owned(), body.get(end + closing.len()..)?)
     } else {
         unescape(text.strip_prefix('"')?)?
     };
@@ -189,44 +153,23 @@ mod tests {
 
     #[test]
     fn queries_are_read_as_the_compiler_reads_them() {
-        assert_eq!(
-            sql("sqlx::query!(\"SELECT \\\"a\\\"\", x)"),
-            [Some("SELECT \"a\"".to_owned())]
-        );
-        assert_eq!(
-            sql("query_scalar!(\n  r#\"SELECT 1 AS \"x!\"\"#)"),
-            [Some("SELECT 1 AS \"x!\"".to_owned())]
-        );
-        assert_eq!(
-            sql("query_as!(Row::<A, B>, \"a \\\n   b\" + \"c\")"),
-            [Some("a bc".to_owned())]
-        );
+        assert_eq!(sql("sqlx::query!(\"SELECT \\\"a\\\"\", x)"), [Some("SELECT \"a\"".to_owned())]);
+        assert_eq!(sql("query_scalar!(\n  r#\"SELECT 1 AS \"x!\"\"#)"), [Some("SELECT 1 AS \"x!\"".to_owned())]);
+        assert_eq!(sql("query_as!(Row::<A, B>, \"a \\\n   b\" + \"c\")"), [Some("a bc".to_owned())]);
         assert_eq!(sql("query!(SQL)"), [None]);
         assert_eq!(sql("// query!(SQL)\nmy_query!(SQL)"), []);
     }
 
     #[test]
     fn missing_and_stale_data_are_found() {
-        let file = |path: &str, text: &str| TextFile {
-            path: path.to_owned(),
-            text: text.to_owned(),
-        };
+        let file = |path: &str, text: &str| TextFile { path: path.to_owned(), text: text.to_owned() };
         let hash = hex::encode(Sha256::digest(b"SELECT 1"));
         let source = file("crates/storage/src/a.rs", "sqlx::query!(\"SELECT 1\")");
         let data = file(&format!("{FOLDER}query-{hash}.json"), "{}");
         let stale = file(&format!("{FOLDER}query-00.json"), "{}");
         assert_eq!(check(&[source, data]), []);
         let source = file("crates/storage/src/a.rs", "\nsqlx::query!(\"SELECT 1\")");
-        let places: Vec<_> = check(&[source, stale])
-            .into_iter()
-            .map(|f| (f.line, f.what))
-            .collect();
-        assert_eq!(
-            places,
-            [
-                (2, "no data for this query".to_owned()),
-                (0, "no query has this hash".to_owned())
-            ]
-        );
+        let places: Vec<_> = check(&[source, stale]).into_iter().map(|f| (f.line, f.what)).collect();
+        assert_eq!(places, [(2, "no data for this query".to_owned()), (0, "no query has this hash".to_owned())]);
     }
 }

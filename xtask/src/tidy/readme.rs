@@ -9,10 +9,7 @@ const WAYBILL_CLI: &str = "crates/waybill/src/cli.rs";
 
 /// Checks the documents.
 pub(crate) fn check(files: &[TextFile]) -> Vec<Finding> {
-    let xtask: Vec<String> = crate::Cli::command()
-        .get_subcommands()
-        .map(|sub| sub.get_name().to_owned())
-        .collect();
+    let xtask: Vec<String> = crate::Cli::command().get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
     let waybill = files
         .iter()
         .find(|file| file.path == WAYBILL_CLI)
@@ -68,18 +65,13 @@ fn links(file: &TextFile, files: &[TextFile]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (index, line) in file.text.lines().enumerate() {
         for (at, _) in line.match_indices("](") {
-            let target = line
-                .get(at + 2..)
-                .and_then(|rest| rest.split(')').next())
-                .unwrap_or_default();
+            let target = line.get(at + 2..).and_then(|rest| rest.split(')').next()).unwrap_or_default();
             let target = target.split('#').next().unwrap_or_default();
             if target.is_empty() || target.contains("://") || target.starts_with("mailto:") {
                 continue;
             }
             let path = resolve(folder, target);
-            let is_there = files
-                .iter()
-                .any(|other| other.path == path || other.path.starts_with(&format!("{path}/")));
+            let is_there = files.iter().any(|other| other.path == path || other.path.starts_with(&format!("{path}/")));
             if !is_there {
                 findings.push(Finding::new(
                     &file.path,
@@ -114,17 +106,11 @@ fn variants(source: &str, name: &str) -> Vec<String> {
         return Vec::new();
     };
     let body = source.get(at..).unwrap_or_default();
-    let body = body
-        .lines()
-        .skip(1)
-        .take_while(|line| !line.starts_with('}'));
+    let body = body.lines().skip(1).take_while(|line| !line.starts_with('}'));
     body.filter_map(|line| line.strip_prefix("    "))
         .filter(|line| line.starts_with(|first: char| first.is_ascii_uppercase()))
         .map(|line| {
-            let word: String = line
-                .chars()
-                .take_while(char::is_ascii_alphanumeric)
-                .collect();
+            let word: String = line.chars().take_while(char::is_ascii_alphanumeric).collect();
             kebab(&word)
         })
         .collect()
@@ -146,10 +132,7 @@ mod tests {
     use super::*;
 
     fn document(text: &str) -> TextFile {
-        TextFile {
-            path: "docs/a.md".to_owned(),
-            text: text.to_owned(),
-        }
+        TextFile { path: "docs/a.md".to_owned(), text: text.to_owned() }
     }
 
     #[test]
@@ -157,21 +140,12 @@ mod tests {
         let known = ["demo".to_owned()];
         let text = "cargo xtask nothing\n```\n$ cargo xtask demo --keep\ncargo xtask wrong\ncargo xtask <command>\nwaybill   the binary\n```\n";
         let findings = commands(&document(text), &known, &known);
-        assert_eq!(
-            findings
-                .iter()
-                .map(|finding| finding.line)
-                .collect::<Vec<_>>(),
-            [4]
-        );
+        assert_eq!(findings.iter().map(|finding| finding.line).collect::<Vec<_>>(), [4]);
     }
 
     #[test]
     fn links_must_lead_somewhere() {
-        let there = TextFile {
-            path: "deploy/README.md".to_owned(),
-            text: String::new(),
-        };
+        let there = TextFile { path: "deploy/README.md".to_owned(), text: String::new() };
         let text = "[a](../deploy/README.md) [b](../deploy) [c](https://x/y)\n[d](missing.md#part)";
         let findings = links(&document(text), &[there]);
         assert_eq!(findings.len(), 1);
@@ -181,9 +155,6 @@ mod tests {
     #[test]
     fn subcommands_are_read_from_the_source() {
         let source = "enum Command {\n    /// Doc\n    Up(UpArgs),\n    #[command(subcommand)]\n    FetchIt(X),\n    Config {\n        Not: u8,\n    },\n}\nenum Other {\n    No,\n}\n";
-        assert_eq!(
-            variants(source, "enum Command"),
-            ["up", "fetch-it", "config"]
-        );
+        assert_eq!(variants(source, "enum Command"), ["up", "fetch-it", "config"]);
     }
 }

@@ -9,9 +9,7 @@ const MAX_LINES: usize = 600;
 /// Checks one file.
 pub(crate) fn check(file: &TextFile) -> Vec<Finding> {
     let mut findings = machine_paths(file);
-    let is_code = [".rs", ".sql", ".proto"]
-        .iter()
-        .any(|end| file.path.ends_with(end));
+    let is_code = [".rs", ".sql", ".proto"].iter().any(|end| file.path.ends_with(end));
     let count = file.text.lines().count();
     if is_code && count > MAX_LINES {
         findings.push(Finding::new(
@@ -50,18 +48,10 @@ fn rust(file: &TextFile) -> Vec<Finding> {
             }
         }
         if line.contains("#[ignore") {
-            add(
-                "no ignored tests",
-                line.trim().to_owned(),
-                "make it pass, or delete it",
-            );
+            add("no ignored tests", line.trim().to_owned(), "make it pass, or delete it");
         }
         if line.contains("#[allow(") || line.contains("#![allow(") {
-            add(
-                "expect, not allow",
-                line.trim().to_owned(),
-                "write #[expect(lint, reason = \"...\")]",
-            );
+            add("expect, not allow", line.trim().to_owned(), "write #[expect(lint, reason = \"...\")]");
         }
         if !is_test {
             for (call, name) in [(".unwrap()", "unwrap"), (".expect(", "expect")] {
@@ -76,10 +66,7 @@ fn rust(file: &TextFile) -> Vec<Finding> {
             }
         }
         // A bounded wait for a condition has to sleep somewhere: in one function of that name.
-        if is_test
-            && function != "eventually"
-            && (has_word(line, "sleep(") || line.contains("::sleep("))
-        {
+        if is_test && function != "eventually" && (has_word(line, "sleep(") || line.contains("::sleep(")) {
             add(
                 "no sleeps in tests",
                 line.trim().to_owned(),
@@ -87,15 +74,7 @@ fn rust(file: &TextFile) -> Vec<Finding> {
             );
         }
         if in_domain && !is_test {
-            for io in [
-                "tokio::",
-                "sqlx::",
-                "reqwest::",
-                "std::fs",
-                "std::net",
-                "std::process",
-                "std::env",
-            ] {
+            for io in ["tokio::", "sqlx::", "reqwest::", "std::fs", "std::net", "std::process", "std::env"] {
                 if line.contains(io) {
                     add(
                         "domain without IO",
@@ -149,9 +128,7 @@ fn machine_path(line: &str, root: &str) -> Option<String> {
         .take_while(|character| character.is_alphanumeric() || "/._-".contains(*character))
         .collect();
     // Where Homebrew lives on every Linux machine that has it, and nobody's name.
-    let is_everywhere = ["/linuxbrew", "/me/"]
-        .iter()
-        .any(|known| path.contains(known));
+    let is_everywhere = ["/linuxbrew", "/me/"].iter().any(|known| path.contains(known));
     (path.len() > root.len() && !is_everywhere).then_some(path)
 }
 
@@ -159,9 +136,7 @@ fn machine_path(line: &str, root: &str) -> Option<String> {
 fn function_name(line: &str) -> Option<&str> {
     let (before, after) = line.split_once("fn ")?;
     let is_declared = before.is_empty() || before.ends_with(' ');
-    let name = after
-        .split(|c: char| !c.is_alphanumeric() && c != '_')
-        .next()?;
+    let name = after.split(|c: char| !c.is_alphanumeric() && c != '_').next()?;
     (is_declared && !name.is_empty()).then_some(name)
 }
 
@@ -178,24 +153,14 @@ mod tests {
     use super::*;
 
     fn rules(path: &str, text: &str) -> Vec<(usize, &'static str)> {
-        let file = TextFile {
-            path: path.to_owned(),
-            text: text.to_owned(),
-        };
-        check(&file)
-            .into_iter()
-            .map(|finding| (finding.line, finding.rule))
-            .collect()
+        let file = TextFile { path: path.to_owned(), text: text.to_owned() };
+        check(&file).into_iter().map(|finding| (finding.line, finding.rule)).collect()
     }
 
     #[test]
     fn panics_are_for_tests() {
-        let text =
-            "fn a() { b().unwrap(); }\n#[cfg(test)]\nmod tests {\n fn c() { d().unwrap(); }\n}\n";
-        assert_eq!(
-            rules("crates/a/src/lib.rs", text),
-            [(1, "no panics outside tests")]
-        );
+        let text = "fn a() { b().unwrap(); }\n#[cfg(test)]\nmod tests {\n fn c() { d().unwrap(); }\n}\n";
+        assert_eq!(rules("crates/a/src/lib.rs", text), [(1, "no panics outside tests")]);
         assert!(rules("crates/a/tests/it/main.rs", text).is_empty());
     }
 
@@ -203,41 +168,26 @@ mod tests {
     fn sleeps_are_not_for_tests() {
         let text = "async fn a() { tokio::time::sleep(SECOND).await; pg_sleep(1); }";
         assert!(rules("crates/a/src/lib.rs", text).is_empty());
-        assert_eq!(
-            rules("crates/a/tests/it/a.rs", text),
-            [(1, "no sleeps in tests")]
-        );
+        assert_eq!(rules("crates/a/tests/it/a.rs", text), [(1, "no sleeps in tests")]);
     }
 
     #[test]
     fn what_is_in_strings_and_comments_is_not_code() {
         let text = "// todo!()\nconst A: &str = \"x.unwrap() todo!()\";";
         assert!(rules("crates/a/src/lib.rs", text).is_empty());
-        assert_eq!(
-            rules("crates/a/src/lib.rs", "fn a() { todo!() }"),
-            [(1, "unfinished code")]
-        );
+        assert_eq!(rules("crates/a/src/lib.rs", "fn a() { todo!() }"), [(1, "unfinished code")]);
     }
 
     #[test]
     fn ignored_and_allowed_are_found() {
-        assert_eq!(
-            rules("a.rs", "#[ignore = \"slow\"]"),
-            [(1, "no ignored tests")]
-        );
-        assert_eq!(
-            rules("a.rs", "#![allow(dead_code)]"),
-            [(1, "expect, not allow")]
-        );
+        assert_eq!(rules("a.rs", "#[ignore = \"slow\"]"), [(1, "no ignored tests")]);
+        assert_eq!(rules("a.rs", "#![allow(dead_code)]"), [(1, "expect, not allow")]);
     }
 
     #[test]
     fn domain_does_no_io() {
         let text = "use std::fs;";
-        assert_eq!(
-            rules("crates/domain/src/a.rs", text),
-            [(1, "domain without IO")]
-        );
+        assert_eq!(rules("crates/domain/src/a.rs", text), [(1, "domain without IO")]);
         assert!(rules("crates/storage/src/a.rs", text).is_empty());
     }
 
@@ -251,17 +201,8 @@ mod tests {
     #[test]
     fn paths_of_one_machine_are_found() {
         let home = format!("/{}/", "home");
-        assert_eq!(
-            rules("a.md", &format!("see {home}somebody/x")),
-            [(1, "no machine's paths")]
-        );
+        assert_eq!(rules("a.md", &format!("see {home}somebody/x")), [(1, "no machine's paths")]);
         assert!(rules("a.md", &format!("https://a.b{home}page")).is_empty());
-        assert!(
-            rules(
-                "a.rs",
-                &format!("const A: &str = \"{home}linuxbrew/.linuxbrew/bin\";")
-            )
-            .is_empty()
-        );
+        assert!(rules("a.rs", &format!("const A: &str = \"{home}linuxbrew/.linuxbrew/bin\";")).is_empty());
     }
 }

@@ -6,9 +6,8 @@ use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use qdrant_client::Qdrant;
 use qdrant_client::qdrant::{
-    GetPointsBuilder, NamedVectors, PointId, PointStruct, RetrievedPoint, UpsertPointsBuilder,
-    Vector, VectorOutput, Vectors as PointVectors, vector, vector_output, vectors::VectorsOptions,
-    vectors_output,
+    GetPointsBuilder, NamedVectors, PointId, PointStruct, RetrievedPoint, UpsertPointsBuilder, Vector, VectorOutput,
+    Vectors as PointVectors, vector, vector_output, vectors::VectorsOptions, vectors_output,
 };
 use tokio::time::Instant;
 use waybill_vectors::{CollectionSpec, QdrantConfig, Vectors};
@@ -36,9 +35,7 @@ pub(super) struct Shape {
 impl Shape {
     /// Those that are tried; the best of them is the ceiling.
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        [256, 512, 1_024]
-            .into_iter()
-            .flat_map(|batch| [1, 2, 3].map(|streams| Self { batch, streams }))
+        [256, 512, 1_024].into_iter().flat_map(|batch| [1, 2, 3].map(|streams| Self { batch, streams }))
     }
 }
 
@@ -51,33 +48,17 @@ pub(super) struct Ceiling {
 impl Ceiling {
     /// Makes clients of the server at `url`.
     pub(super) fn connect(url: &str) -> anyhow::Result<Self> {
-        let client = Qdrant::from_url(url)
-            .timeout(TIMEOUT)
-            .skip_compatibility_check()
-            .build()?;
-        Ok(Self {
-            client,
-            vectors: Vectors::connect(&QdrantConfig::new(url))?,
-        })
+        let client = Qdrant::from_url(url).timeout(TIMEOUT).skip_compatibility_check().build()?;
+        Ok(Self { client, vectors: Vectors::connect(&QdrantConfig::new(url))? })
     }
 
     /// Reads the points that the relay has just written, as they can be sent again.
-    pub(super) async fn read_back(
-        &self,
-        collection: &str,
-        round: &Round<'_>,
-    ) -> anyhow::Result<Vec<PointStruct>> {
+    pub(super) async fn read_back(&self, collection: &str, round: &Round<'_>) -> anyhow::Result<Vec<PointStruct>> {
         let ids: Vec<PointId> = round.ids().map(|id| id.to_string().into()).collect();
         let mut points = Vec::with_capacity(ids.len());
         for ids in ids.chunks(READ_BATCH) {
-            let request = GetPointsBuilder::new(collection, ids)
-                .with_payload(true)
-                .with_vectors(true);
-            let found = self
-                .client
-                .get_points(request)
-                .await
-                .context("read the points back")?;
+            let request = GetPointsBuilder::new(collection, ids).with_payload(true).with_vectors(true);
+            let found = self.client.get_points(request).await.context("read the points back")?;
             points.extend(found.result.into_iter().map(as_sent));
         }
         Ok(points)
@@ -90,14 +71,10 @@ impl Ceiling {
         shape: Shape,
         dimensions: usize,
     ) -> anyhow::Result<Duration> {
-        let spec = CollectionSpec {
-            name: ALIAS.to_owned() + "-points",
-            dimensions,
-        };
+        let spec = CollectionSpec { name: ALIAS.to_owned() + "-points", dimensions };
         self.vectors.delete_collection(&spec.name).await?;
         self.vectors.ensure_collection(&spec, ALIAS).await?;
-        let batches: Vec<Vec<PointStruct>> =
-            points.chunks(shape.batch).map(<[_]>::to_vec).collect();
+        let batches: Vec<Vec<PointStruct>> = points.chunks(shape.batch).map(<[_]>::to_vec).collect();
         let began = Instant::now();
         stream::iter(batches)
             .map(|batch| {
@@ -121,16 +98,11 @@ fn as_sent(point: RetrievedPoint) -> PointStruct {
         // Ours are named, always.
         Some(vectors_output::VectorsOptions::Vector(_)) | None => return PointStruct::default(),
     };
-    let vectors = vectors
-        .into_iter()
-        .map(|(name, vector)| (name, vector_as_sent(vector)))
-        .collect();
+    let vectors = vectors.into_iter().map(|(name, vector)| (name, vector_as_sent(vector))).collect();
     PointStruct {
         id: point.id,
         payload: point.payload,
-        vectors: Some(PointVectors {
-            vectors_options: Some(VectorsOptions::Vectors(NamedVectors { vectors })),
-        }),
+        vectors: Some(PointVectors { vectors_options: Some(VectorsOptions::Vectors(NamedVectors { vectors })) }),
     }
 }
 
@@ -140,8 +112,5 @@ fn vector_as_sent(output: VectorOutput) -> Vector {
         vector_output::Vector::Sparse(sparse) => vector::Vector::Sparse(sparse),
         vector_output::Vector::MultiDense(dense) => vector::Vector::MultiDense(dense),
     });
-    Vector {
-        vector,
-        ..Vector::default()
-    }
+    Vector { vector, ..Vector::default() }
 }

@@ -69,10 +69,7 @@ struct CeilingResult {
 /// # Errors
 /// If a server can't be started, or a point was not delivered.
 pub(crate) async fn run(args: &RelayArgs) -> anyhow::Result<RelayResult> {
-    ensure!(
-        args.points > 0 && args.rounds > 0,
-        "nothing to measure: points and rounds are 1 or more"
-    );
+    ensure!(args.points > 0 && args.rounds > 0, "nothing to measure: points and rounds are 1 or more");
     let stage = Stage::set(&args.model_dir, args.qdrant.as_deref()).await?;
     let ceiling = Ceiling::connect(stage.qdrant_url())?;
 
@@ -87,19 +84,11 @@ pub(crate) async fn run(args: &RelayArgs) -> anyhow::Result<RelayResult> {
         let round = Round::new(number, texts.get(..args.points).unwrap_or_default());
         let took = stage.deliver(&round).await?;
         let rate = args.points as f64 / took.as_secs_f64();
-        eprintln!(
-            "round {number} of {}: relay {rate:.0} points/s",
-            args.rounds
-        );
+        eprintln!("round {number} of {}: relay {rate:.0} points/s", args.rounds);
         relay.push(rate);
 
         let points = ceiling.read_back(stage.collection(), &round).await?;
-        ensure!(
-            points.len() == args.points,
-            "{} of {} points arrived",
-            points.len(),
-            args.points
-        );
+        ensure!(points.len() == args.points, "{} of {} points arrived", points.len(), args.points);
         for (shape, rates) in &mut sent {
             let took = ceiling.send(&points, *shape, stage.dimensions()).await?;
             rates.push(args.points as f64 / took.as_secs_f64());
@@ -116,10 +105,7 @@ pub(crate) async fn run(args: &RelayArgs) -> anyhow::Result<RelayResult> {
             median: median(&mut rates),
         })
         .collect();
-    let best = ceilings
-        .iter()
-        .map(|ceiling| ceiling.median)
-        .fold(0.0, f64::max);
+    let best = ceilings.iter().map(|ceiling| ceiling.median).fold(0.0, f64::max);
     let relay_median = median(&mut relay.clone());
     Ok(RelayResult {
         points: args.points,

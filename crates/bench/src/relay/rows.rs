@@ -6,6 +6,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 use waybill_domain::{ChunkId, ContentHash, SourceId, TextHash};
+use waybill_storage::OUTBOX_CHANNEL;
 use waybill_testkit::corpus;
 
 /// About the size of a real chunk: 150 tokens.
@@ -20,9 +21,7 @@ pub(super) fn texts(count: usize) -> Vec<String> {
         .map(|document| {
             // The needle is in no other document, so no two texts are the same.
             let mut text = format!("{} {}", document.needle, document.body);
-            let end = (0..=TEXT_BYTES.min(text.len()))
-                .rev()
-                .find(|at| text.is_char_boundary(*at));
+            let end = (0..=TEXT_BYTES.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
             text.truncate(end.unwrap_or_default());
             text
         })
@@ -43,12 +42,7 @@ impl<'a> Round<'a> {
         let uri = format!("bench/{number}");
         let project = Uuid::new_v5(&Uuid::NAMESPACE_OID, b"waybill-bench");
         let source = SourceId::from_uuid(Uuid::new_v5(&project, uri.as_bytes()));
-        Self {
-            project,
-            source,
-            uri,
-            texts,
-        }
+        Self { project, source, uri, texts }
     }
 
     /// How many chunks it has.
@@ -84,22 +78,19 @@ impl<'a> Round<'a> {
         for (ordinal, text) in self.texts.iter().enumerate() {
             let (id, hash, length) = (self.id(text), TextHash::of(text), text.len());
             let text = escape(text);
-            writeln!(
-                sql,
-                "{id}\t{project}\t{source}\t{ordinal}\t{text}\t\\\\x{hash}\t0\t{length}\t150"
-            )?;
+            writeln!(sql, "{id}\t{project}\t{source}\t{ordinal}\t{text}\t\\\\x{hash}\t0\t{length}\t150")?;
         }
-        sql.push_str("\\.\n");
+        // Rings at the commit, as a writer does right after it. The last line of the output is
+        // the time just before.
+        writeln!(sql, "\\.\nSELECT pg_notify('{OUTBOX_CHANNEL}', '');")?;
+        sql.push_str("SELECT extract(epoch FROM clock_timestamp());\n");
         std::fs::write(path, sql).map_err(|error: io::Error| error.into())
     }
 }
 
 /// Writes a text as COPY wants it.
 fn escape(text: &str) -> String {
-    text.replace('\\', "\\\\")
-        .replace('\t', "\\t")
-        .replace('\n', "\\n")
-        .replace('\r', "\\r")
+    text.replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n").replace('\r', "\\r")
 }
 
 #[cfg(test)]
@@ -111,9 +102,7 @@ mod tests {
     #[test]
     fn chunks_of_all_rounds_differ_and_their_texts_do_not() {
         let texts = texts(50);
-        let ids: HashSet<_> = (0..2)
-            .flat_map(|n| Round::new(n, &texts).ids().collect::<Vec<_>>())
-            .collect();
+        let ids: HashSet<_> = (0..2).flat_map(|n| Round::new(n, &texts).ids().collect::<Vec<_>>()).collect();
         assert_eq!(ids.len(), 100);
         assert!(texts.iter().all(|text| text.len() <= TEXT_BYTES));
     }

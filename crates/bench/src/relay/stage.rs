@@ -8,15 +8,13 @@ use anyhow::{Context as _, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Deserialize;
 use tempfile::TempDir;
-use tokio::time::Instant;
 use tonic::transport::Channel;
+use uuid::Uuid;
 use waybill_api::embedding::v1::embedding_service_client::EmbeddingServiceClient;
 use waybill_api::embedding::v1::{EmbedRequest, ListModelsRequest, Purpose};
-use waybill_api::relay::v1::GetStatusRequest;
-use waybill_api::relay::v1::relay_service_client::RelayServiceClient;
 use waybill_domain::TextHash;
 use waybill_runtime::grpc;
-use waybill_storage::{Db, DbConfig, OUTBOX_CHANNEL, cache};
+use waybill_storage::{Db, DbConfig, cache, points};
 use waybill_testkit::{Program, Signal, TestDb, TestPostgres, eventually, psql, psql_file};
 use waybill_vectors::CollectionSpec;
 
@@ -31,8 +29,11 @@ const STOP: Duration = Duration::from_secs(60);
 /// Longer than any round that is worth looking at.
 const DELIVERY: Duration = Duration::from_secs(600);
 
-/// How often the relay is asked how far it is: 1 % of a round of a second.
-const POLL: Duration = Duration::from_millis(10);
+/// How often it is looked whether all is delivered. The time itself is not taken so.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Rows that are looked at meanwhile: the last ones, as the log is read in order.
+const SAMPLE: usize = 64;
 
 /// Vectors stored in one statement.
 const CACHE_BATCH: usize = 1_000;
@@ -45,7 +46,6 @@ pub(super) struct Stage {
     db: TestDb,
     pool: Db,
     embedding: EmbeddingServiceClient<Channel>,
-    relay: RelayServiceClient<Channel>,
     cache_key: String,
     dimensions: usize,
     collection: String,
@@ -57,23 +57,18 @@ pub(super) struct Stage {
 #[derive(Deserialize)]
 struct Endpoints {
     embedding: String,
-    relay: String,
 }
 
 impl Stage {
     /// Starts everything. Postgres and Qdrant are processes of their own, so that both the
     /// relay and the ceiling reach Qdrant in the same way.
     pub(super) async fn set(model_dir: &Path, qdrant_url: Option<&str>) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("waybill-bench-")
-            .tempdir()?;
+        let dir = tempfile::Builder::new().prefix("waybill-bench-").tempdir()?;
         let postgres = TestPostgres::own().await?;
         let db = postgres.database().await?;
         let (qdrant, qdrant_url) = match qdrant_url {
             Some(url) => (None, url.to_owned()),
-            None => start_qdrant(&dir.path().join("qdrant"))
-                .await
-                .map(|(p, url)| (Some(p), url))?,
+            None => start_qdrant(&dir.path().join("qdrant")).await.map(|(p, url)| (Some(p), url))?,
         };
 
         let ready = dir.path().join("ready.json");
@@ -87,31 +82,16 @@ impl Stage {
             "--model-dir".into(),
             model_dir.to_owned(),
         ];
-        let environment = [
-            ("DATABASE_URL", db.url.as_str()),
-            ("QDRANT_URL", qdrant_url.as_str()),
-        ];
-        let waybill = Program::start(
-            sibling("waybill")?,
-            arguments.map(PathBuf::into_os_string),
-            environment,
-        )?;
+        let environment = [("DATABASE_URL", db.url.as_str()), ("QDRANT_URL", qdrant_url.as_str())];
+        let waybill = Program::start(sibling("waybill")?, arguments.map(PathBuf::into_os_string), environment)?;
         eventually("waybill up is ready", START, async || ready.is_file()).await;
         let endpoints = std::fs::read_to_string(&ready).context("read the ready file")?;
-        let endpoints: Endpoints =
-            serde_json::from_str(&endpoints).context("read the ready file")?;
+        let endpoints: Endpoints = serde_json::from_str(&endpoints).context("read the ready file")?;
 
         let mut embedding = EmbeddingServiceClient::new(grpc::channel(&endpoints.embedding)?);
         let cache_key = find_cache_key(&mut embedding, &db.url).await?;
-        let models = embedding
-            .list_models(ListModelsRequest {})
-            .await?
-            .into_inner()
-            .models;
-        let model = models
-            .into_iter()
-            .find(|model| model.default)
-            .context("no default model")?;
+        let models = embedding.list_models(ListModelsRequest {}).await?.into_inner().models;
+        let model = models.into_iter().find(|model| model.default).context("no default model")?;
         let dimensions = usize::try_from(model.dimensions)?;
         let pool = Db::connect(&DbConfig {
             url: db.url.clone(),
@@ -126,7 +106,6 @@ impl Stage {
             db,
             pool,
             embedding,
-            relay: RelayServiceClient::new(grpc::channel(&endpoints.relay)?),
             collection: CollectionSpec::for_model(&model.name, dimensions).name,
             cache_key,
             dimensions,
@@ -154,13 +133,9 @@ impl Stage {
         stream::iter(texts.chunks(CACHE_BATCH))
             .map(Ok)
             .try_for_each(async |texts| {
-                let vectors: Vec<_> = texts
-                    .iter()
-                    .map(|text| (TextHash::of(text), unit_vector(text, self.dimensions)))
-                    .collect();
-                cache::store(&self.pool, &self.cache_key, &vectors)
-                    .await
-                    .map(drop)
+                let vectors: Vec<_> =
+                    texts.iter().map(|text| (TextHash::of(text), unit_vector(text, self.dimensions))).collect();
+                cache::store(&self.pool, &self.cache_key, &vectors).await.map(drop)
             })
             .await
             .context("fill the cache")?;
@@ -170,62 +145,45 @@ impl Stage {
             ..EmbedRequest::default()
         };
         let answer = self.embedding.clone().embed(request).await?.into_inner();
-        ensure!(
-            answer.cached_count == 1,
-            "the embedding service does not find the cached vectors"
-        );
+        ensure!(answer.cached_count == 1, "the embedding service does not find the cached vectors");
         Ok(())
     }
 
     /// Writes a round's rows and returns the time from their commit to the relay's last
-    /// confirmation.
+    /// confirmation, by the clock of Postgres.
+    ///
+    /// Meanwhile a few rows are looked at now and then, and no more: who asks for the state of
+    /// the whole backlog takes the time that is measured.
     pub(super) async fn deliver(&self, round: &Round<'_>) -> anyhow::Result<Duration> {
         let sql = self.dir.path().join("round.sql");
         round.write_sql(&sql)?;
-        let before = self.confirmed_total().await?;
-        psql_file(&self.db.url, &sql)
-            .await
-            .context("write the rows")?;
-        let committed = Instant::now();
-        // As a writer does after its commit.
-        psql(&self.db.url, &format!("NOTIFY {OUTBOX_CHANNEL}")).await?;
-        let wanted = before + i64::try_from(round.len())?;
-        while self.confirmed_total().await? < wanted {
-            ensure!(
-                committed.elapsed() < DELIVERY,
-                "not delivered within {DELIVERY:?}"
-            );
+        let written = psql_file(&self.db.url, &sql).await.context("write the rows")?;
+        let committed_at: f64 = written.lines().last().unwrap_or_default().trim().parse()?;
+
+        let last: Vec<Uuid> = round.ids().skip(round.len().saturating_sub(SAMPLE)).collect();
+        eventually("the last rows are confirmed", DELIVERY, async || {
             tokio::time::sleep(POLL).await;
-        }
-        let took = committed.elapsed();
-
-        let unconfirmed = psql(
-            &self.db.url,
-            &format!(
-                "SELECT count(*) FROM chunk c LEFT JOIN index_state i
-                   ON i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND i.version = c.version
-                 WHERE c.source_id = '{}' AND i.key IS NULL",
-                round.source()
-            ),
-        )
-        .await?;
-        ensure!(
-            unconfirmed == "0",
-            "{unconfirmed} chunks are not confirmed at their version"
+            let rows = points::load_chunks(&self.pool, &last).await.unwrap_or_default();
+            !rows.is_empty() && rows.iter().all(|row| row.confirmed_version == Some(row.version))
+        })
+        .await;
+        let query = format!(
+            "SELECT count(*) FILTER (WHERE i.version IS DISTINCT FROM c.version OR i.deleted) = 0,
+                    extract(epoch FROM max(i.confirmed_at))
+             FROM chunk c LEFT JOIN index_state i
+               ON i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id
+             WHERE c.source_id = '{}'",
+            round.source()
         );
-        Ok(took)
-    }
-
-    async fn confirmed_total(&self) -> anyhow::Result<i64> {
-        let mut relay = self.relay.clone();
-        let status = relay
-            .get_status(GetStatusRequest { with_lanes: false })
-            .await?
-            .into_inner();
-        let sink = status.sinks.into_iter().find(|sink| sink.sink == "qdrant");
-        Ok(sink
-            .context("the relay knows no sink qdrant")?
-            .confirmed_total)
+        let mut confirmed_at = String::new();
+        eventually("all rows are confirmed at their version", DELIVERY, async || {
+            tokio::time::sleep(POLL).await;
+            let answer = psql(&self.db.url, &query).await.unwrap_or_default();
+            confirmed_at = answer.strip_prefix("t|").unwrap_or_default().to_owned();
+            !confirmed_at.is_empty()
+        })
+        .await;
+        Ok(Duration::try_from_secs_f64(confirmed_at.parse::<f64>()? - committed_at)?)
     }
 
     /// Stops everything.
@@ -243,10 +201,7 @@ impl Stage {
 
 /// Finds out under which name the embedding service keeps its model's vectors: it embeds a
 /// text and looks.
-async fn find_cache_key(
-    embedding: &mut EmbeddingServiceClient<Channel>,
-    database_url: &str,
-) -> anyhow::Result<String> {
+async fn find_cache_key(embedding: &mut EmbeddingServiceClient<Channel>, database_url: &str) -> anyhow::Result<String> {
     let request = EmbedRequest {
         texts: vec!["any text".to_owned()],
         purpose: Purpose::Document.into(),
@@ -265,25 +220,11 @@ async fn find_cache_key(
 }
 
 async fn start_qdrant(data_dir: &Path) -> anyhow::Result<(Program, String)> {
-    let arguments = [
-        "--data-dir".into(),
-        data_dir.to_owned(),
-        "--listen".into(),
-        "127.0.0.1:0".into(),
-    ];
+    let arguments = ["--data-dir".into(), data_dir.to_owned(), "--listen".into(), "127.0.0.1:0".into()];
     let none: [(&str, &str); 0] = [];
-    let program = Program::start(
-        sibling("qdrant-local")?,
-        arguments.map(PathBuf::into_os_string),
-        none,
-    )?;
+    let program = Program::start(sibling("qdrant-local")?, arguments.map(PathBuf::into_os_string), none)?;
     // A line with nothing but the address.
-    let address = || {
-        program
-            .output()
-            .iter()
-            .find_map(|line| line.parse::<SocketAddr>().ok())
-    };
+    let address = || program.output().iter().find_map(|line| line.parse::<SocketAddr>().ok());
     eventually("qdrant-local listens", START, async || address().is_some()).await;
     let address = address().context("qdrant-local has not said where it listens")?;
     Ok((program, format!("http://{address}")))
@@ -291,24 +232,14 @@ async fn start_qdrant(data_dir: &Path) -> anyhow::Result<(Program, String)> {
 
 /// Returns the path of a program that was built along with this one.
 fn sibling(name: &str) -> anyhow::Result<PathBuf> {
-    let path = std::env::current_exe()
-        .context("find this program")?
-        .with_file_name(name);
-    ensure!(
-        path.is_file(),
-        "{} is missing: cargo build --release --bin {name}",
-        path.display()
-    );
+    let path = std::env::current_exe().context("find this program")?.with_file_name(name);
+    ensure!(path.is_file(), "{} is missing: cargo build --release --bin {name}", path.display());
     Ok(path)
 }
 
 /// Makes a vector of length 1 from the text's hash, little-endian.
 fn unit_vector(text: &str, dimensions: usize) -> Vec<u8> {
-    let mut state = u64::from_le_bytes(
-        TextHash::of(text).as_bytes()[..8]
-            .try_into()
-            .unwrap_or_default(),
-    ) | 1;
+    let mut state = u64::from_le_bytes(TextHash::of(text).as_bytes()[..8].try_into().unwrap_or_default()) | 1;
     let mut numbers = Vec::with_capacity(dimensions);
     for _ in 0..dimensions {
         // xorshift64: any spread will do, the numbers mean nothing.
@@ -317,13 +248,6 @@ fn unit_vector(text: &str, dimensions: usize) -> Vec<u8> {
         state ^= state << 17;
         numbers.push((state >> 40) as f32 / (1 << 23) as f32 - 1.0);
     }
-    let length = numbers
-        .iter()
-        .map(|number| number * number)
-        .sum::<f32>()
-        .sqrt();
-    numbers
-        .iter()
-        .flat_map(|number| (number / length).to_le_bytes())
-        .collect()
+    let length = numbers.iter().map(|number| number * number).sum::<f32>().sqrt();
+    numbers.iter().flat_map(|number| (number / length).to_le_bytes()).collect()
 }

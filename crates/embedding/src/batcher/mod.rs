@@ -20,8 +20,8 @@ use waybill_models::{EmbeddingProvider, ModelError, Purpose};
 
 pub(crate) use self::error::EmbedError;
 use self::error::Remedy;
-pub(crate) use self::queue::{BatchLimits, QueueLimits};
 use self::queue::{Batch, Full, Queue};
+pub(crate) use self::queue::{BatchLimits, QueueLimits};
 use crate::vector::to_bytes;
 
 /// How often a batch is tried before everybody who waits is told. Three rides out the restart
@@ -105,10 +105,8 @@ impl Batcher {
         purpose: Purpose,
     ) -> Result<Vec<Arc<[u8]>>, EmbedError> {
         let submitted = self.shared.queue().submit(texts, purpose);
-        let receivers = submitted.map_err(|Full| EmbedError::Full {
-            model: self.shared.model(),
-            retry_after: ROOM_AFTER,
-        })?;
+        let receivers =
+            submitted.map_err(|Full| EmbedError::Full { model: self.shared.model(), retry_after: ROOM_AFTER })?;
         self.shared.wake.notify_waiters();
         let mut vectors = Vec::with_capacity(receivers.len());
         for receiver in receivers {
@@ -285,11 +283,8 @@ impl Shared {
 
 fn halves(mut part: Batch) -> [Batch; 2] {
     let middle = part.texts.len() / 2;
-    let second = Batch {
-        purpose: part.purpose,
-        hashes: part.hashes.split_off(middle),
-        texts: part.texts.split_off(middle),
-    };
+    let second =
+        Batch { purpose: part.purpose, hashes: part.hashes.split_off(middle), texts: part.texts.split_off(middle) };
     [part, second]
 }
 

@@ -124,7 +124,9 @@ impl Queue {
         let mut batch = Batch { purpose, hashes: Vec::new(), texts: Vec::new() };
         let mut tokens = 0;
         while batch.texts.len() < limits.texts {
-            let Some(key) = line.keys.front().copied() else { break };
+            let Some(key) = line.keys.front().copied() else {
+                break;
+            };
             let Some(job) = self.jobs.get_mut(&key) else {
                 line.keys.pop_front();
                 continue;
@@ -160,7 +162,9 @@ impl Queue {
 
     /// Tells everybody who waits for a text.
     pub(crate) fn complete(&mut self, key: &Key, outcome: &Outcome) {
-        let Some(job) = self.jobs.remove(key) else { return };
+        let Some(job) = self.jobs.remove(key) else {
+            return;
+        };
         for waiter in job.waiters {
             // Fails if they have gone; nothing is lost.
             let _gone = waiter.send(outcome.clone());
@@ -188,7 +192,9 @@ impl Queue {
     fn drop_unwanted(&mut self, purpose: Purpose) {
         let line = line_of(&mut self.queries, &mut self.documents, purpose);
         line.keys.retain(|key| {
-            let Some(job) = self.jobs.get(key) else { return false };
+            let Some(job) = self.jobs.get(key) else {
+                return false;
+            };
             if job.is_wanted() {
                 return true;
             }

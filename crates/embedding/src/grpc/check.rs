@@ -24,7 +24,10 @@ pub(super) fn embed(request: &EmbedRequest) -> Result<Purpose, Status> {
     for (place, text) in request.texts.iter().enumerate() {
         let bytes = text.len();
         if !(1..=MAX_TEXT_BYTES).contains(&bytes) {
-            return Err(invalid_argument(format!("texts[{place}]"), format!("has {bytes} bytes, send 1 to {MAX_TEXT_BYTES}")));
+            return Err(invalid_argument(
+                format!("texts[{place}]"),
+                format!("has {bytes} bytes, send 1 to {MAX_TEXT_BYTES}"),
+            ));
         }
     }
     match ProtoPurpose::try_from(request.purpose) {
@@ -42,8 +45,10 @@ pub(super) fn embed(request: &EmbedRequest) -> Result<Purpose, Status> {
 
 /// Checks a search.
 pub(super) fn search(request: SearchRequest) -> Result<Search, Status> {
-    let project: ProjectName =
-        request.project.parse().map_err(|error: waybill_domain::InvalidName| invalid_argument("project", error.to_string()))?;
+    let project: ProjectName = request
+        .project
+        .parse()
+        .map_err(|error: waybill_domain::InvalidName| invalid_argument("project", error.to_string()))?;
     let bytes = request.query.len();
     if bytes > MAX_QUERY_BYTES {
         return Err(invalid_argument("query", format!("has {bytes} bytes, send 1 to {MAX_QUERY_BYTES}")));
@@ -105,7 +110,10 @@ fn kinds(kinds: &[i32]) -> Result<Vec<Kind>, Status> {
 
 fn source_uris(uris: Vec<String>) -> Result<Vec<String>, Status> {
     if uris.len() > MAX_SOURCE_URIS {
-        return Err(invalid_argument("source_uris", format!("has {} entries, send at most {MAX_SOURCE_URIS}", uris.len())));
+        return Err(invalid_argument(
+            "source_uris",
+            format!("has {} entries, send at most {MAX_SOURCE_URIS}", uris.len()),
+        ));
     }
     for (place, uri) in uris.iter().enumerate() {
         let bytes = uri.len();
@@ -122,7 +130,10 @@ fn source_uris(uris: Vec<String>) -> Result<Vec<String>, Status> {
 fn metadata(filter: Option<prost_types::Struct>) -> Result<serde_json::Map<String, serde_json::Value>, Status> {
     let fields = filter.map(|filter| filter.fields).unwrap_or_default();
     if fields.len() > MAX_METADATA_FILTERS {
-        return Err(invalid_argument("metadata", format!("has {} keys, send at most {MAX_METADATA_FILTERS}", fields.len())));
+        return Err(invalid_argument(
+            "metadata",
+            format!("has {} keys, send at most {MAX_METADATA_FILTERS}", fields.len()),
+        ));
     }
     fields
         .into_iter()

@@ -44,11 +44,7 @@ impl EmbeddingGrpc {
             .into_iter()
             .map(|dense| Embedding { dense, sparse: sparse.as_mut().and_then(Iterator::next).map(to_proto) })
             .collect();
-        Ok(EmbedResponse {
-            model: model.info.name.clone(),
-            embeddings,
-            cached_count: to_i32(embedded.cached),
-        })
+        Ok(EmbedResponse { model: model.info.name.clone(), embeddings, cached_count: to_i32(embedded.cached) })
     }
 
     fn find(&self, name: &str) -> Result<&Arc<Model>, Status> {

@@ -1,6 +1,8 @@
 use tonic::Status;
 use waybill_domain::ErrorClass;
-use waybill_runtime::status::{failed_precondition, from_class, internal, invalid_argument, not_found, resource_exhausted, unavailable};
+use waybill_runtime::status::{
+    failed_precondition, from_class, internal, invalid_argument, not_found, resource_exhausted, unavailable,
+};
 use waybill_vectors::VectorError;
 
 use crate::batcher::EmbedError;

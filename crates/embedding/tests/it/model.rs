@@ -30,11 +30,8 @@ impl FakeModel {
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
-        let state = Arc::new(State {
-            calls: Mutex::default(),
-            refusals: Mutex::default(),
-            open: watch::Sender::new(true),
-        });
+        let state =
+            Arc::new(State { calls: Mutex::default(), refusals: Mutex::default(), open: watch::Sender::new(true) });
         let served = Arc::clone(&state);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -103,7 +100,10 @@ async fn serve(stream: TcpStream, state: Arc<State>) -> std::io::Result<()> {
                     .map(|(index, text)| json!({"index": index, "embedding": vector(text)}))
                     .collect();
                 let body = json!({"data": data}).to_string();
-                format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+                format!(
+                    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                )
             }
         };
         stream.get_mut().write_all(answer.as_bytes()).await?;
@@ -113,9 +113,10 @@ async fn serve(stream: TcpStream, state: Arc<State>) -> std::io::Result<()> {
 fn vector(text: &str) -> Vec<f32> {
     let mut vector = vec![0.01; DIMENSIONS];
     for word in text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
-        let hash = word.to_lowercase().bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-        });
+        let hash = word
+            .to_lowercase()
+            .bytes()
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         vector[hash as usize % DIMENSIONS] += 1.0;
     }
     vector

@@ -155,11 +155,8 @@ async fn limit_threshold_and_queries_without_terms() {
     }
     assert_eq!(search(&world, query("apple")).await.hits.len(), 10);
     assert_eq!(search(&world, SearchRequest { limit: 2, ..query("apple") }).await.hits.len(), 2);
-    let strict = SearchRequest {
-        mode: SearchMode::Dense.into(),
-        score_threshold: Some(0.99),
-        ..query("apple number 7")
-    };
+    let strict =
+        SearchRequest { mode: SearchMode::Dense.into(), score_threshold: Some(0.99), ..query("apple number 7") };
     let strict = search(&world, strict).await;
     assert_eq!((strict.hits.len(), strict.hits[0].text.as_str()), (1, "apple number 7"));
 

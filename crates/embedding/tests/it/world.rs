@@ -174,7 +174,8 @@ impl LocalQdrant {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(async move {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-                let server = waybill_qdrant_local::Server::start(&path, listener, CancellationToken::new()).await.unwrap();
+                let server =
+                    waybill_qdrant_local::Server::start(&path, listener, CancellationToken::new()).await.unwrap();
                 started.send(server.addr()).unwrap();
                 let _dropped = stopped.await;
             });

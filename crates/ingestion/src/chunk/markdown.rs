@@ -16,11 +16,7 @@ pub(super) fn read(body: &str) -> Readable {
         .iter()
         .find(|heading| heading.level == 1)
         .map(|heading| shortened(&heading.label, MAX_TITLE_BYTES).to_owned());
-    Readable {
-        title,
-        text: text.to_owned(),
-        headings,
-    }
+    Readable { title, text: text.to_owned(), headings }
 }
 
 /// What CommonMark leaves out and people use. Front matter is read as such, or its last
@@ -40,12 +36,8 @@ fn headings(text: &str) -> Vec<Heading> {
     for (event, range) in Parser::new_ext(text, options()).into_offset_iter() {
         match event {
             Event::Start(Tag::Heading { level, .. }) if depth == 0 => {
-                current = Some(Heading {
-                    level: level as u8,
-                    label: String::new(),
-                    start: range.start,
-                    end: range.end,
-                });
+                current =
+                    Some(Heading { level: level as u8, label: String::new(), start: range.start, end: range.end });
             }
             Event::End(TagEnd::Heading(_)) if depth == 0 => {
                 if let Some(mut heading) = current.take() {

@@ -61,11 +61,7 @@ impl Chunker {
     ///
     /// # Errors
     /// If the tokenizer can't be read.
-    pub fn new(
-        max_tokens: usize,
-        overlap_tokens: usize,
-        tokenizer: Option<&Path>,
-    ) -> Result<Self, TokenizerError> {
+    pub fn new(max_tokens: usize, overlap_tokens: usize, tokenizer: Option<&Path>) -> Result<Self, TokenizerError> {
         let (counter, tokenizer) = match tokenizer {
             Some(path) => TokenCounter::load(path)?,
             None => (TokenCounter::Estimate, "estimate".to_owned()),
@@ -111,11 +107,7 @@ impl Chunker {
             }
             let heading_tokens = self.counter.count(&embedding_text(&section.headings, ""));
             // What is embedded is the headings too. They may take half of what there is.
-            let budget = self
-                .max_tokens
-                .saturating_sub(heading_tokens)
-                .max(self.max_tokens.div_ceil(2))
-                .max(1);
+            let budget = self.max_tokens.saturating_sub(heading_tokens).max(self.max_tokens.div_ceil(2)).max(1);
             let overlap = self.overlap_tokens.min(budget - 1);
             split::split(
                 &readable.text,
@@ -126,10 +118,7 @@ impl Chunker {
                 overlap,
                 |range, token_count| {
                     chunks.push(NewChunk {
-                        text_hash: TextHash::of(embedding_text(
-                            &section.headings,
-                            &readable.text[range.clone()],
-                        )),
+                        text_hash: TextHash::of(embedding_text(&section.headings, &readable.text[range.clone()])),
                         headings: section.headings.clone(),
                         range,
                         token_count,
@@ -140,23 +129,14 @@ impl Chunker {
         if chunks.len() > MAX_CHUNKS {
             return Err(TooManyChunks);
         }
-        Ok(Cut {
-            title,
-            text: readable.text,
-            chunks,
-        })
+        Ok(Cut { title, text: readable.text, chunks })
     }
 }
 
 /// Makes a title of what a uri ends with.
 fn title_of_uri(uri: &str) -> String {
     let path = uri.split(['?', '#']).next().unwrap_or(uri);
-    let name = path
-        .trim_end_matches('/')
-        .rsplit('/')
-        .next()
-        .unwrap_or_default()
-        .trim();
+    let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().trim();
     readable::shortened(if name.is_empty() { uri } else { name }, MAX_TITLE_BYTES).to_owned()
 }
 

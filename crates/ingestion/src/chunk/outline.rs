@@ -24,10 +24,7 @@ pub(super) struct Outline<'a> {
 
 impl<'a> Outline<'a> {
     pub(super) fn new(title: &str, readable: &'a Readable) -> Self {
-        Self {
-            title: label(title),
-            readable,
-        }
+        Self { title: label(title), readable }
     }
 
     /// Lists the sections in the order of the text. The line of a heading is no part of its
@@ -42,10 +39,7 @@ impl<'a> Outline<'a> {
         self.push(&mut sections, &open, 0..first);
         for (index, heading) in headings.iter().enumerate() {
             let next = headings.get(index + 1);
-            while open
-                .last()
-                .is_some_and(|(level, _)| *level >= heading.level)
-            {
+            while open.last().is_some_and(|(level, _)| *level >= heading.level) {
                 open.pop();
             }
             let body = heading.end..next.map_or(text.len(), |next| next.start);
@@ -74,10 +68,7 @@ impl<'a> Outline<'a> {
             }
         }
         path.retain(|label| !label.is_empty());
-        sections.push(Section {
-            headings: path,
-            range,
-        });
+        sections.push(Section { headings: path, range });
     }
 }
 

@@ -25,11 +25,7 @@ pub(super) struct Heading {
 impl Readable {
     /// Takes a plain text as it is.
     pub(super) fn plain(body: &str) -> Self {
-        Self {
-            title: None,
-            text: without_bom(body).to_owned(),
-            headings: Vec::new(),
-        }
+        Self { title: None, text: without_bom(body).to_owned(), headings: Vec::new() }
     }
 }
 

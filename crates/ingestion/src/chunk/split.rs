@@ -36,12 +36,8 @@ pub(super) fn split(
     let mut start = range.start;
     while start < range.end {
         let window = &text[start..window_end(text, start, range.end)];
-        let sizer = Positions {
-            base: window.as_ptr() as usize,
-            len: window.len(),
-            starts: counter.starts(window),
-            counter,
-        };
+        let sizer =
+            Positions { base: window.as_ptr() as usize, len: window.len(), starts: counter.starts(window), counter };
         // With an overlap that is no smaller than the capacity there is no configuration; ours is.
         let config = ChunkConfig::new(budget)
             .with_overlap(overlap)
@@ -52,20 +48,13 @@ pub(super) fn split(
             let begin = start + offset + (passage.len() - passage.trim_start().len());
             let passage = passage.trim();
             if !passage.is_empty() {
-                found(
-                    begin..begin + passage.len(),
-                    u32::try_from(sizer.size(passage)).unwrap_or(u32::MAX),
-                );
+                found(begin..begin + passage.len(), u32::try_from(sizer.size(passage)).unwrap_or(u32::MAX));
             }
         };
         if media_type == MediaType::Text || is_soup(window) {
-            TextSplitter::new(config)
-                .chunk_indices(window)
-                .for_each(&mut push);
+            TextSplitter::new(config).chunk_indices(window).for_each(&mut push);
         } else {
-            MarkdownSplitter::new(config)
-                .chunk_indices(window)
-                .for_each(&mut push);
+            MarkdownSplitter::new(config).chunk_indices(window).for_each(&mut push);
         }
         start += window.len();
     }
@@ -78,17 +67,12 @@ fn window_end(text: &str, start: usize, end: usize) -> usize {
     let hard = text.floor_char_boundary(start + WINDOW_BYTES);
     let from = text.floor_char_boundary(hard - SEARCH_BYTES);
     let tail = &text[from..hard];
-    BREAKS
-        .iter()
-        .find_map(|pattern| tail.rfind(pattern).map(|at| from + at + pattern.len()))
-        .unwrap_or(hard)
+    BREAKS.iter().find_map(|pattern| tail.rfind(pattern).map(|at| from + at + pattern.len())).unwrap_or(hard)
 }
 
 fn is_soup(text: &str) -> bool {
-    let signs = text
-        .bytes()
-        .filter(|byte| matches!(byte, b'*' | b'_' | b'[' | b']' | b'`' | b'<' | b'>' | b'~'))
-        .count();
+    let signs =
+        text.bytes().filter(|byte| matches!(byte, b'*' | b'_' | b'[' | b']' | b'`' | b'<' | b'>' | b'~')).count();
     signs > text.len() / BYTES_PER_MARKUP
 }
 

@@ -19,38 +19,19 @@ fn small() -> Chunker {
 fn shown(cut: &Cut) -> Vec<String> {
     cut.chunks
         .iter()
-        .map(|chunk| {
-            format!(
-                "{}: {}",
-                chunk.headings.join(" > "),
-                &cut.text[chunk.range.clone()]
-            )
-        })
+        .map(|chunk| format!("{}: {}", chunk.headings.join(" > "), &cut.text[chunk.range.clone()]))
         .collect()
 }
 
 fn check(chunker: &Chunker, cut: &Cut) {
     let mut covered = 0;
     for chunk in &cut.chunks {
-        let text = cut
-            .text
-            .get(chunk.range.clone())
-            .expect("a range of the text");
+        let text = cut.text.get(chunk.range.clone()).expect("a range of the text");
         assert!(!text.trim().is_empty() && text.trim() == text, "{text:?}");
-        assert_eq!(
-            chunk.text_hash,
-            TextHash::of(embedding_text(&chunk.headings, text))
-        );
-        assert!(
-            chunk.token_count as usize <= chunker.max_tokens,
-            "{} tokens",
-            chunk.token_count
-        );
+        assert_eq!(chunk.text_hash, TextHash::of(embedding_text(&chunk.headings, text)));
+        assert!(chunk.token_count as usize <= chunker.max_tokens, "{} tokens", chunk.token_count);
         assert!(chunk.headings.iter().all(|heading| !heading.contains('\n')));
-        assert!(
-            chunk.range.end > covered,
-            "no chunk lies within the one before"
-        );
+        assert!(chunk.range.end > covered, "no chunk lies within the one before");
         let gap = cut.text.get(covered..chunk.range.start).unwrap_or_default();
         covered = chunk.range.end;
         // What lies between two chunks is white space, or headings that the path repeats.
@@ -58,12 +39,7 @@ fn check(chunker: &Chunker, cut: &Cut) {
             let line = line.trim_matches(|c: char| c.is_whitespace() || "#=-".contains(c));
             let label = line.chars().take(8).collect::<String>();
             assert!(
-                line.is_empty()
-                    || chunk
-                        .headings
-                        .iter()
-                        .any(|heading| heading.contains(&label))
-                    || gap.len() < 1_100,
+                line.is_empty() || chunk.headings.iter().any(|heading| heading.contains(&label)) || gap.len() < 1_100,
                 "{gap:?}"
             );
         }
@@ -72,7 +48,8 @@ fn check(chunker: &Chunker, cut: &Cut) {
 
 #[test]
 fn a_markdown_document_is_cut_at_its_headings() {
-    let body = "Intro.\n\n# Guide\n\nFirst.\n\n## Setup\n\nInstall it.\n\n```\n# no heading\n```\n\n## Empty\n\n# End\n";
+    let body =
+        "Intro.\n\n# Guide\n\nFirst.\n\n## Setup\n\nInstall it.\n\n```\n# no heading\n```\n\n## Empty\n\n# End\n";
     let cut = cut(body, Markdown, None, "docs/guide.md");
     assert_eq!(cut.title, "Guide");
     assert_eq!(cut.text, body);
@@ -126,16 +103,8 @@ fn a_page_is_reduced_to_what_is_read() {
 
 #[test]
 fn a_header_in_an_article_is_read() {
-    let cut = cut(
-        "<header>Site</header><article><header><h1>News</h1></header>Text</article>",
-        Html,
-        None,
-        "x",
-    );
-    assert_eq!(
-        (cut.title.as_str(), cut.text.as_str()),
-        ("News", "# News\n\nText")
-    );
+    let cut = cut("<header>Site</header><article><header><h1>News</h1></header>Text</article>", Html, None, "x");
+    assert_eq!((cut.title.as_str(), cut.text.as_str()), ("News", "# News\n\nText"));
 }
 
 #[test]
@@ -154,40 +123,24 @@ fn titles_come_from_the_caller_the_document_and_the_uri_in_this_order() {
         (None, "<title> </title>", Html, "b c.txt"),
     ];
     for (given, body, media_type, title) in cases {
-        assert_eq!(
-            cut(body, media_type, given, "http://x/a/b c.txt/?q#f").title,
-            title
-        );
+        assert_eq!(cut(body, media_type, given, "http://x/a/b c.txt/?q#f").title, title);
     }
     assert_eq!(title_of_uri("///"), "///");
 }
 
 #[test]
 fn passages_overlap_and_stay_within_the_budget() {
-    let body: String = (0..200)
-        .map(|n| format!("Sentence number {n} of the text. "))
-        .collect();
+    let body: String = (0..200).map(|n| format!("Sentence number {n} of the text. ")).collect();
     let chunker = small();
     let cut = chunker.cut(&body, Text, Some(""), "x").unwrap();
     check(&chunker, &cut);
     assert!(cut.chunks.len() > 100);
-    let overlapping = cut
-        .chunks
-        .windows(2)
-        .filter(|pair| pair[1].range.start < pair[0].range.end)
-        .count();
+    let overlapping = cut.chunks.windows(2).filter(|pair| pair[1].range.start < pair[0].range.end).count();
     assert_eq!(chunker.id(), "v1:12:3:estimate");
     // A sentence is longer than the overlap here, so it is words that are repeated, if any.
-    let long = Chunker::new(30, 10, None)
-        .unwrap()
-        .cut(&body, Text, Some(""), "x")
-        .unwrap();
-    let overlapping = overlapping
-        + long
-            .chunks
-            .windows(2)
-            .filter(|pair| pair[1].range.start < pair[0].range.end)
-            .count();
+    let long = Chunker::new(30, 10, None).unwrap().cut(&body, Text, Some(""), "x").unwrap();
+    let overlapping =
+        overlapping + long.chunks.windows(2).filter(|pair| pair[1].range.start < pair[0].range.end).count();
     assert!(overlapping > 0);
 }
 
@@ -202,10 +155,7 @@ fn a_note_heads_nothing_but_itself() {
 #[test]
 fn a_document_of_headings_is_refused() {
     let body = "# a\n".repeat(MAX_CHUNKS + 1);
-    assert_eq!(
-        chunker().cut(&body, Markdown, None, "x"),
-        Err(TooManyChunks)
-    );
+    assert_eq!(chunker().cut(&body, Markdown, None, "x"), Err(TooManyChunks));
 }
 
 #[test]
@@ -215,12 +165,7 @@ fn long_headings_are_text() {
     assert_eq!(cut.title, "x.md");
     assert!(cut.chunks.iter().all(|chunk| chunk.headings == ["x.md"]));
     let page = format!("<h1>{}<p>never closed", "long ".repeat(1_000));
-    assert!(
-        self::cut(&page, Html, None, "x")
-            .chunks
-            .iter()
-            .all(|chunk| chunk.headings == ["x"])
-    );
+    assert!(self::cut(&page, Html, None, "x").chunks.iter().all(|chunk| chunk.headings == ["x"]));
 }
 
 #[test]
@@ -235,10 +180,7 @@ fn hostile_pages_take_bounded_time_and_stack() {
         "</p>".repeat(MANY) + "deep",
         "<pre>".repeat(MANY) + "deep",
         "<h1>".repeat(MANY) + "deep",
-        format!(
-            "<a {}>deep</a>",
-            (0..MANY).map(|n| format!("a{n} ")).collect::<String>()
-        ),
+        format!("<a {}>deep</a>", (0..MANY).map(|n| format!("a{n} ")).collect::<String>()),
         "&amp".repeat(MANY) + " deep",
         "> ".repeat(MANY) + "deep",
         "- ".repeat(MANY) + "deep",
@@ -255,18 +197,9 @@ fn hostile_pages_take_bounded_time_and_stack() {
             let cut = cut(&page, media_type, None, "x");
             let took = started.elapsed();
             // Unoptimised and beside other tests it is a second at most; quadratic, it is minutes.
-            assert!(
-                took.as_secs() < 20,
-                "{:?} as {media_type} took {took:?}",
-                &page[..20]
-            );
+            assert!(took.as_secs() < 20, "{:?} as {media_type} took {took:?}", &page[..20]);
             let is_comment = media_type == Html && page.starts_with("<!--");
-            assert_eq!(
-                cut.chunks.is_empty(),
-                is_comment,
-                "{:?} as {media_type}",
-                &page[..20]
-            );
+            assert_eq!(cut.chunks.is_empty(), is_comment, "{:?} as {media_type}", &page[..20]);
         }
     }
 }
@@ -290,8 +223,8 @@ proptest! {
 /// Pieces of markup and text that mean something to one of the readers.
 fn piece() -> impl Strategy<Value = String> {
     const TAGS: [&str; 19] = [
-        "div", "p", "li", "ul", "ol", "dl", "dt", "dd", "table", "tr", "td", "pre", "h1", "h3",
-        "nav", "b", "br", "title", "script",
+        "div", "p", "li", "ul", "ol", "dl", "dt", "dd", "table", "tr", "td", "pre", "h1", "h3", "nav", "b", "br",
+        "title", "script",
     ];
     prop_oneof![
         prop::sample::select(&TAGS[..]).prop_map(|tag| format!("<{tag}>")),

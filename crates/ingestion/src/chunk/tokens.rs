@@ -55,28 +55,15 @@ pub enum TokenCounter {
 impl TokenCounter {
     /// Loads a `tokenizer.json`, and names it by its content.
     pub(super) fn load(path: &Path) -> Result<(Self, String), TokenizerError> {
-        let bytes = fs::read(path).map_err(|source| TokenizerError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let mut tokenizer =
-            Tokenizer::from_bytes(&bytes).map_err(|error| TokenizerError::Parse {
-                path: path.to_owned(),
-                reason: error.to_string(),
-            })?;
+        let bytes = fs::read(path).map_err(|source| TokenizerError::Read { path: path.to_owned(), source })?;
+        let mut tokenizer = Tokenizer::from_bytes(&bytes)
+            .map_err(|error| TokenizerError::Parse { path: path.to_owned(), reason: error.to_string() })?;
         // Both belong to a model's input, not to a text.
         tokenizer.with_padding(None);
         tokenizer
             .with_truncation(None)
-            .map_err(|error| TokenizerError::Parse {
-                path: path.to_owned(),
-                reason: error.to_string(),
-            })?;
-        let name: String = ContentHash::of(&bytes)
-            .to_string()
-            .chars()
-            .take(16)
-            .collect();
+            .map_err(|error| TokenizerError::Parse { path: path.to_owned(), reason: error.to_string() })?;
+        let name: String = ContentHash::of(&bytes).to_string().chars().take(16).collect();
         Ok((Self::Model(Box::new(tokenizer)), name))
     }
 

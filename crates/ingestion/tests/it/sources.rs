@@ -2,18 +2,14 @@ use futures::future::join_all;
 use prost_types::value::Kind;
 use tonic::Code;
 use waybill_api::ingestion::v1::{
-    DeleteSourceRequest, GetSourceRequest, ListSourcesRequest, MediaType, PutOutcome,
-    PutSourceRequest, SourceState, UploadSourceRequest, upload_source_request::Part,
+    DeleteSourceRequest, GetSourceRequest, ListSourcesRequest, MediaType, PutOutcome, PutSourceRequest, SourceState,
+    UploadSourceRequest, upload_source_request::Part,
 };
 
 use crate::support::{Fixture, metadata, outcome, string, text};
 
 fn get(uri: &str) -> GetSourceRequest {
-    GetSourceRequest {
-        project: "p".to_owned(),
-        uri: uri.to_owned(),
-        with_text: true,
-    }
+    GetSourceRequest { project: "p".to_owned(), uri: uri.to_owned(), with_text: true }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -22,8 +18,7 @@ async fn a_source_goes_in_and_comes_back() {
     let mut client = t.client.clone();
     let request = PutSourceRequest {
         media_type: MediaType::Html.into(),
-        body: b"<title>Sizes</title><h1>Sizes</h1><p>One <b>two</b>.<h2>More</h2><p>Three."
-            .to_vec(),
+        body: b"<title>Sizes</title><h1>Sizes</h1><p>One <b>two</b>.<h2>More</h2><p>Three.".to_vec(),
         metadata: Some(metadata(&[
             ("lang", string("en")),
             ("n", Kind::NumberValue(3.0)),
@@ -32,79 +27,33 @@ async fn a_source_goes_in_and_comes_back() {
         ..text("docs/a.html", "")
     };
     let put = t.put(request.clone()).await;
-    assert_eq!(
-        (outcome(&put), put.chunk_count, put.chunks_added),
-        (PutOutcome::Created, 2, 2)
-    );
+    assert_eq!((outcome(&put), put.chunk_count, put.chunks_added), (PutOutcome::Created, 2, 2));
 
-    let source = client
-        .get_source(get("docs/a.html"))
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        source.text.as_deref(),
-        Some("# Sizes\n\nOne two.\n\n## More\n\nThree.")
-    );
-    assert_eq!(
-        (&source.id, source.title.as_str(), source.version),
-        (&put.source_id, "Sizes", put.version)
-    );
-    assert_eq!(
-        (source.state(), source.media_type()),
-        (SourceState::Chunked, MediaType::Html)
-    );
+    let source = client.get_source(get("docs/a.html")).await.unwrap().into_inner();
+    assert_eq!(source.text.as_deref(), Some("# Sizes\n\nOne two.\n\n## More\n\nThree."));
+    assert_eq!((&source.id, source.title.as_str(), source.version), (&put.source_id, "Sizes", put.version));
+    assert_eq!((source.state(), source.media_type()), (SourceState::Chunked, MediaType::Html));
     assert_eq!(source.metadata, request.metadata);
-    assert_eq!(
-        t.sql("SELECT metadata->'n' FROM source").await,
-        "3",
-        "an integer is stored as one"
-    );
+    assert_eq!(t.sql("SELECT metadata->'n' FROM source").await, "3", "an integer is stored as one");
     assert_eq!(source.content_sha256.len(), 64);
-    let places = "SELECT bool_and(c.text = convert_from(substring(convert_to(s.text, 'UTF8') FROM (c.start_byte + 1)::int
+    let places =
+        "SELECT bool_and(c.text = convert_from(substring(convert_to(s.text, 'UTF8') FROM (c.start_byte + 1)::int
                       FOR (c.end_byte - c.start_byte)::int), 'UTF8')) FROM chunk c JOIN source s ON s.id = c.source_id";
     assert_eq!(t.sql(places).await, "t", "each chunk lies where it says");
 
     let again = t.put(request).await;
-    assert_eq!(
-        (outcome(&again), again.version, again.chunks_added),
-        (PutOutcome::Unchanged, put.version, 0)
-    );
+    assert_eq!((outcome(&again), again.version, again.chunks_added), (PutOutcome::Unchanged, put.version, 0));
 
     t.sql("INSERT INTO index_state (sink, kind, key, version) SELECT 'qdrant', 'chunk', id, version FROM chunk").await;
-    assert_eq!(
-        client
-            .get_source(get("docs/a.html"))
-            .await
-            .unwrap()
-            .into_inner()
-            .state(),
-        SourceState::Indexed
-    );
+    assert_eq!(client.get_source(get("docs/a.html")).await.unwrap().into_inner().state(), SourceState::Indexed);
 
-    let delete = DeleteSourceRequest {
-        project: "p".to_owned(),
-        uri: "docs/a.html".to_owned(),
-    };
-    assert_eq!(
-        client
-            .delete_source(delete.clone())
-            .await
-            .unwrap()
-            .into_inner()
-            .deleted_chunk_count,
-        2
-    );
-    for status in [
-        client.delete_source(delete).await.unwrap_err(),
-        client.get_source(get("docs/a.html")).await.unwrap_err(),
-    ] {
+    let delete = DeleteSourceRequest { project: "p".to_owned(), uri: "docs/a.html".to_owned() };
+    assert_eq!(client.delete_source(delete.clone()).await.unwrap().into_inner().deleted_chunk_count, 2);
+    for status in
+        [client.delete_source(delete).await.unwrap_err(), client.get_source(get("docs/a.html")).await.unwrap_err()]
+    {
         assert_eq!(status.code(), Code::NotFound);
-        assert!(
-            status.message().contains("docs/a.html"),
-            "{}",
-            status.message()
-        );
+        assert!(status.message().contains("docs/a.html"), "{}", status.message());
     }
     t.stop().await;
 }
@@ -112,10 +61,7 @@ async fn a_source_goes_in_and_comes_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_with_its_id_gets_its_answer_and_writes_nothing() {
     let t = Fixture::new().await;
-    let old = PutSourceRequest {
-        request_id: "r1".to_owned(),
-        ..text("a", "Old.")
-    };
+    let old = PutSourceRequest { request_id: "r1".to_owned(), ..text("a", "Old.") };
     let first = t.put(old.clone()).await;
     t.put(text("a", "New.")).await;
     let rows = t.rows().await;
@@ -123,17 +69,10 @@ async fn a_retry_with_its_id_gets_its_answer_and_writes_nothing() {
     assert_eq!(t.rows().await, rows);
     assert_eq!(t.sql("SELECT text FROM source").await, "New.");
 
-    let other = PutSourceRequest {
-        body: b"Other.".to_vec(),
-        ..old
-    };
+    let other = PutSourceRequest { body: b"Other.".to_vec(), ..old };
     let refused = t.client.clone().put_source(other).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
-    assert!(
-        refused.message().starts_with("request_id:"),
-        "{}",
-        refused.message()
-    );
+    assert!(refused.message().starts_with("request_id:"), "{}", refused.message());
     t.stop().await;
 }
 
@@ -142,18 +81,8 @@ async fn puts_of_one_uri_at_once_leave_one_of_them() {
     let t = Fixture::new().await;
     let puts = (0..12).map(|n| t.put(text("a", &format!("Shared.\n\nOwn number {n}."))));
     let answers = join_all(puts).await;
-    assert_eq!(
-        answers
-            .iter()
-            .filter(|answer| outcome(answer) == PutOutcome::Created)
-            .count(),
-        1
-    );
-    assert_eq!(
-        t.sql("SELECT c.text = s.text FROM chunk c JOIN source s ON s.id = c.source_id")
-            .await,
-        "t"
-    );
+    assert_eq!(answers.iter().filter(|answer| outcome(answer) == PutOutcome::Created).count(), 1);
+    assert_eq!(t.sql("SELECT c.text = s.text FROM chunk c JOIN source s ON s.id = c.source_id").await, "t");
     let last = answers.iter().map(|answer| answer.version).max().unwrap();
     assert_eq!(t.sql("SELECT version FROM source").await, last.to_string());
     t.stop().await;
@@ -164,27 +93,14 @@ async fn an_upload_is_the_same_as_a_put() {
     let t = Fixture::new().await;
     let mut client = t.client.clone();
     let body = "A sentence of the long document. ".repeat(100_000);
-    let header = UploadSourceRequest {
-        part: Some(Part::Header(text("big", ""))),
-    };
-    let data = body
-        .as_bytes()
-        .chunks(512 * 1024)
-        .map(|data| UploadSourceRequest {
-            part: Some(Part::Data(data.to_vec())),
-        });
+    let header = UploadSourceRequest { part: Some(Part::Header(text("big", ""))) };
+    let data =
+        body.as_bytes().chunks(512 * 1024).map(|data| UploadSourceRequest { part: Some(Part::Data(data.to_vec())) });
     let parts: Vec<_> = std::iter::once(header).chain(data).collect();
-    let put = client
-        .upload_source(tokio_stream::iter(parts))
-        .await
-        .unwrap()
-        .into_inner();
+    let put = client.upload_source(tokio_stream::iter(parts)).await.unwrap().into_inner();
     assert_eq!(outcome(&put), PutOutcome::Created);
     assert!(put.chunk_count > 1_000);
-    assert_eq!(
-        outcome(&t.put(text("big", &body)).await),
-        PutOutcome::Unchanged
-    );
+    assert_eq!(outcome(&t.put(text("big", &body)).await), PutOutcome::Unchanged);
     t.stop().await;
 }
 
@@ -202,53 +118,20 @@ async fn sources_are_listed_in_pages_and_filtered() {
         ..ListSourcesRequest::default()
     };
     let first = client.list_sources(all.clone()).await.unwrap().into_inner();
-    let uris: Vec<_> = first
-        .sources
-        .iter()
-        .map(|source| source.uri.as_str())
-        .collect();
+    let uris: Vec<_> = first.sources.iter().map(|source| source.uri.as_str()).collect();
     assert_eq!(uris, ["a/1", "a/2"]);
-    let second = ListSourcesRequest {
-        page_token: first.next_page_token.clone(),
-        ..all.clone()
-    };
+    let second = ListSourcesRequest { page_token: first.next_page_token.clone(), ..all.clone() };
     let second = client.list_sources(second).await.unwrap().into_inner();
-    assert_eq!(
-        (
-            second.sources.len(),
-            second.sources[0].uri.as_str(),
-            second.next_page_token.as_str()
-        ),
-        (1, "a/3", "")
-    );
+    assert_eq!((second.sources.len(), second.sources[0].uri.as_str(), second.next_page_token.as_str()), (1, "a/3", ""));
     assert!(second.sources[0].text.is_none());
 
-    let foreign = ListSourcesRequest {
-        page_token: first.next_page_token,
-        uri_prefix: "b".to_owned(),
-        ..all.clone()
-    };
+    let foreign = ListSourcesRequest { page_token: first.next_page_token, uri_prefix: "b".to_owned(), ..all.clone() };
     let refused = client.list_sources(foreign).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
-    assert!(
-        refused.message().contains("page_token"),
-        "{}",
-        refused.message()
-    );
+    assert!(refused.message().contains("page_token"), "{}", refused.message());
 
-    let indexed = ListSourcesRequest {
-        state: SourceState::Indexed.into(),
-        ..all
-    };
-    assert!(
-        client
-            .list_sources(indexed)
-            .await
-            .unwrap()
-            .into_inner()
-            .sources
-            .is_empty()
-    );
+    let indexed = ListSourcesRequest { state: SourceState::Indexed.into(), ..all };
+    assert!(client.list_sources(indexed).await.unwrap().into_inner().sources.is_empty());
     t.stop().await;
 }
 
@@ -258,9 +141,6 @@ async fn another_way_of_cutting_cuts_the_same_content_again() {
     t.put(text("a", "Text.")).await;
     t.sql("UPDATE source SET chunker = 'v0'").await;
     let put = t.put(text("a", "Text.")).await;
-    assert_eq!(
-        (outcome(&put), put.chunks_added, put.chunks_removed),
-        (PutOutcome::Changed, 0, 0)
-    );
+    assert_eq!((outcome(&put), put.chunks_added, put.chunks_removed), (PutOutcome::Changed, 0, 0));
     t.stop().await;
 }

@@ -6,8 +6,8 @@ use prost_types::{Struct, Value, value::Kind};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::transport::Channel;
 use waybill_api::ingestion::v1::{
-    CreateProjectRequest, MediaType, PutOutcome, PutSourceRequest, PutSourceResponse,
-    PutSourcesRequest, ingestion_service_client::IngestionServiceClient,
+    CreateProjectRequest, MediaType, PutOutcome, PutSourceRequest, PutSourceResponse, PutSourcesRequest,
+    ingestion_service_client::IngestionServiceClient,
 };
 use waybill_ingestion::{Config, Deps, run};
 use waybill_runtime::Shutdown;
@@ -43,26 +43,10 @@ impl Fixture {
         let address = listener.local_addr().unwrap();
         let shutdown = Shutdown::manual(Duration::from_secs(20));
         let server = tokio::spawn(run(config, Deps { db }, listener, shutdown.clone()));
-        let channel = Channel::from_shared(format!("http://{address}"))
-            .unwrap()
-            .connect()
-            .await
-            .unwrap();
-        let mut client =
-            IngestionServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
-        client
-            .create_project(CreateProjectRequest {
-                name: "p".to_owned(),
-            })
-            .await
-            .unwrap();
-        Self {
-            client,
-            channel,
-            shutdown,
-            database,
-            server,
-        }
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        let mut client = IngestionServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+        client.create_project(CreateProjectRequest { name: "p".to_owned() }).await.unwrap();
+        Self { client, channel, shutdown, database, server }
     }
 
     /// Runs SQL past the service.
@@ -80,12 +64,7 @@ impl Fixture {
     }
 
     pub(crate) async fn put(&self, request: PutSourceRequest) -> PutSourceResponse {
-        self.client
-            .clone()
-            .put_source(request)
-            .await
-            .unwrap()
-            .into_inner()
+        self.client.clone().put_source(request).await.unwrap().into_inner()
     }
 
     /// Stops the service and waits for its end.
@@ -108,10 +87,7 @@ pub(crate) fn text(uri: &str, body: &str) -> PutSourceRequest {
 
 /// An item of a stream.
 pub(crate) fn item(sequence: i64, source: PutSourceRequest) -> PutSourcesRequest {
-    PutSourcesRequest {
-        sequence,
-        source: Some(source),
-    }
+    PutSourcesRequest { sequence, source: Some(source) }
 }
 
 pub(crate) fn outcome(response: &PutSourceResponse) -> PutOutcome {
@@ -120,17 +96,7 @@ pub(crate) fn outcome(response: &PutSourceResponse) -> PutOutcome {
 
 pub(crate) fn metadata(fields: &[(&str, Kind)]) -> Struct {
     Struct {
-        fields: fields
-            .iter()
-            .map(|(key, kind)| {
-                (
-                    (*key).to_owned(),
-                    Value {
-                        kind: Some(kind.clone()),
-                    },
-                )
-            })
-            .collect(),
+        fields: fields.iter().map(|(key, kind)| ((*key).to_owned(), Value { kind: Some(kind.clone()) })).collect(),
     }
 }
 

@@ -9,8 +9,7 @@ use std::io::Write;
 
 use tokio::signal::unix::{SignalKind, signal};
 use waybill_local_stores::{
-    DataDir, PostgresOptions, PrivatePostgres, PrivateRedis, RedisBinary, RedisOptions,
-    WhenParentDies,
+    DataDir, PostgresOptions, PrivatePostgres, PrivateRedis, RedisBinary, RedisOptions, WhenParentDies,
 };
 
 #[tokio::main(flavor = "current_thread")]
@@ -20,9 +19,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut terminated = signal(SignalKind::terminate())?;
 
     let mut arguments = std::env::args_os().skip(1);
-    let directory = arguments
-        .next()
-        .ok_or("usage: private-stores DIRECTORY [--leave-running]")?;
+    let directory = arguments.next().ok_or("usage: private-stores DIRECTORY [--leave-running]")?;
     let when_parent_dies = match arguments.next() {
         Some(flag) if flag == "--leave-running" => WhenParentDies::LeaveRunning,
         Some(other) => return Err(format!("unknown argument {}", other.display()).into()),
@@ -31,17 +28,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let mut out = std::io::stdout();
     let dir = DataDir::lock(directory)?;
-    let options = PostgresOptions {
-        when_parent_dies: when_parent_dies.clone(),
-        ..Default::default()
-    };
+    let options = PostgresOptions { when_parent_dies: when_parent_dies.clone(), ..Default::default() };
     let postgres = PrivatePostgres::start(&dir, options).await?;
     writeln!(out, "postgres {}", postgres.url())?;
     let redis = if RedisBinary::find().is_ok() {
-        let options = RedisOptions {
-            when_parent_dies,
-            ..Default::default()
-        };
+        let options = RedisOptions { when_parent_dies, ..Default::default() };
         let redis = PrivateRedis::start(&dir, options).await?;
         writeln!(out, "redis {}", redis.url())?;
         Some(redis)

@@ -13,16 +13,9 @@ fn a_second_lock_is_refused_and_names_the_holder() {
     let held = DataDir::lock(dir.path()).unwrap();
 
     let error = DataDir::lock(dir.path()).unwrap_err();
-    let StoreError::InUse { pid, .. } = &error else {
-        panic!("{error}")
-    };
+    let StoreError::InUse { pid, .. } = &error else { panic!("{error}") };
     assert_eq!(*pid, Some(std::process::id()));
-    assert!(
-        error
-            .to_string()
-            .contains(&format!("process {}", std::process::id())),
-        "{error}"
-    );
+    assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
 
     drop(held);
     DataDir::lock(dir.path()).unwrap();
@@ -71,14 +64,8 @@ async fn another_process_is_refused_with_the_pid_of_the_first_and_a_killed_one_i
     let holder = Holder::start(dir.path(), &[]).unwrap();
 
     let error = DataDir::lock(dir.path()).unwrap_err().to_string();
-    assert!(
-        error.contains(&format!("process {}", holder.pid())),
-        "{error}"
-    );
-    let second = Command::new(env!("CARGO_BIN_EXE_private-stores"))
-        .arg(dir.path())
-        .output()
-        .unwrap();
+    assert!(error.contains(&format!("process {}", holder.pid())), "{error}");
+    let second = Command::new(env!("CARGO_BIN_EXE_private-stores")).arg(dir.path()).output().unwrap();
     assert!(!second.status.success());
     let said = String::from_utf8_lossy(&second.stderr);
     assert!(said.contains(&holder.pid().to_string()), "{said}");
@@ -86,8 +73,5 @@ async fn another_process_is_refused_with_the_pid_of_the_first_and_a_killed_one_i
     holder.end(Signal::SIGKILL);
     DataDir::lock(dir.path()).unwrap();
     // The guards do their work after the lock is free.
-    eventually("the guards stop the servers", || {
-        processes_in(dir.path()).is_empty()
-    })
-    .await;
+    eventually("the guards stop the servers", || processes_in(dir.path()).is_empty()).await;
 }

@@ -2,26 +2,19 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use waybill_local_stores::{
-    DataDir, Durability, PostgresBinaries, PostgresOptions, PrivatePostgres, WhenParentDies,
-};
+use waybill_local_stores::{DataDir, Durability, PostgresBinaries, PostgresOptions, PrivatePostgres, WhenParentDies};
 
 use crate::support::{Holder, eventually, is_alive, postmaster, processes_in, sql, temp_dir};
 
 fn options() -> PostgresOptions {
-    PostgresOptions {
-        durability: Durability::Volatile,
-        ..Default::default()
-    }
+    PostgresOptions { durability: Durability::Volatile, ..Default::default() }
 }
 
 #[tokio::test]
 async fn stop_leaves_nothing_running_and_the_next_start_finds_the_data() {
     let dir = temp_dir();
     let data_dir = DataDir::lock(dir.path()).unwrap();
-    let postgres = PrivatePostgres::start(&data_dir, PostgresOptions::default())
-        .await
-        .unwrap();
+    let postgres = PrivatePostgres::start(&data_dir, PostgresOptions::default()).await.unwrap();
     let pid = postgres.pid().unwrap();
     assert!(is_alive(pid));
     sql(&postgres.url(), "CREATE TABLE t AS SELECT 'kept' AS v").unwrap();
@@ -30,9 +23,7 @@ async fn stop_leaves_nothing_running_and_the_next_start_finds_the_data() {
     assert!(!is_alive(pid));
     assert_eq!(processes_in(dir.path()), Vec::<u32>::new());
 
-    let postgres = PrivatePostgres::start(&data_dir, PostgresOptions::default())
-        .await
-        .unwrap();
+    let postgres = PrivatePostgres::start(&data_dir, PostgresOptions::default()).await.unwrap();
     assert_eq!(sql(&postgres.url(), "SELECT v FROM t").unwrap(), "kept");
 }
 
@@ -50,10 +41,7 @@ async fn a_killed_server_restarts_at_its_port_with_what_it_acknowledged() {
         postgres.restart().await.unwrap();
         assert_eq!((postgres.url(), postgres.port()), (url.clone(), port));
     }
-    assert_eq!(
-        sql(&url, "SELECT string_agg(v::text, ',') FROM t").unwrap(),
-        "0,1,2"
-    );
+    assert_eq!(sql(&url, "SELECT string_agg(v::text, ',') FROM t").unwrap(), "0,1,2");
 }
 
 #[tokio::test]
@@ -87,13 +75,7 @@ async fn it_wants_the_password_and_speaks_utf8() {
     assert!(url.contains(&password));
     assert!(!format!("{postgres:?}").contains(&password));
     for file in ["postgres.password", "postgres.log", "lock"] {
-        let mode = dir
-            .path()
-            .join(file)
-            .metadata()
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = dir.path().join(file).metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
 }
@@ -105,10 +87,7 @@ async fn when_its_process_is_killed_the_server_is_stopped() {
     let pid = postmaster(dir.path());
     holder.end(Signal::SIGKILL);
     eventually("the guard stops the server", || !is_alive(pid)).await;
-    eventually("nothing else is left", || {
-        processes_in(dir.path()).is_empty()
-    })
-    .await;
+    eventually("nothing else is left", || processes_in(dir.path()).is_empty()).await;
 }
 
 #[tokio::test]
@@ -153,10 +132,7 @@ async fn a_stale_pid_file_with_the_id_of_a_stranger_hurts_neither() {
     let path = dir.path().join("postgres/cluster/postmaster.pid");
     let text = std::fs::read_to_string(&path).unwrap();
     let (_, rest) = text.split_once('\n').unwrap();
-    let mut stranger = std::process::Command::new("sleep")
-        .arg("600")
-        .spawn()
-        .unwrap();
+    let mut stranger = std::process::Command::new("sleep").arg("600").spawn().unwrap();
     std::fs::write(&path, format!("{}\n{rest}", stranger.id())).unwrap();
 
     let started = PrivatePostgres::start(&data_dir, options()).await;
@@ -183,10 +159,7 @@ async fn removing_its_files_with_the_process_is_left_to_the_guard() {
     let dir = temp_dir();
     let inner = dir.path().join("inner");
     let data_dir = DataDir::lock(&inner).unwrap();
-    let options = PostgresOptions {
-        when_parent_dies: WhenParentDies::StopAndRemove(inner.clone()),
-        ..options()
-    };
+    let options = PostgresOptions { when_parent_dies: WhenParentDies::StopAndRemove(inner.clone()), ..options() };
     let postgres = PrivatePostgres::start(&data_dir, options).await.unwrap();
     // An orderly stop dismisses the guard: nothing is removed.
     postgres.stop().await.unwrap();
@@ -204,23 +177,13 @@ async fn root_runs_it_as_somebody_else_even_in_a_closed_home() {
     let postgres = PrivatePostgres::start(&data_dir, options()).await.unwrap();
     let link = data_dir.path().join("postgres");
     let outside = link.read_link().unwrap();
-    assert!(
-        outside.starts_with("/var/lib/waybill"),
-        "{}",
-        outside.display()
-    );
+    assert!(outside.starts_with("/var/lib/waybill"), "{}", outside.display());
 
     let status = std::fs::read_to_string(format!("/proc/{}/status", postgres.pid().unwrap()));
     if let Ok(status) = status {
-        let uids = status
-            .lines()
-            .find(|line| line.starts_with("Uid:"))
-            .unwrap();
+        let uids = status.lines().find(|line| line.starts_with("Uid:")).unwrap();
         assert!(!uids.split_whitespace().any(|uid| uid == "0"), "{uids}");
-        let groups = status
-            .lines()
-            .find(|line| line.starts_with("Groups:"))
-            .unwrap();
+        let groups = status.lines().find(|line| line.starts_with("Groups:")).unwrap();
         assert_eq!(groups.trim_start_matches("Groups:").trim(), "");
     }
     let mode = home.path().metadata().unwrap().permissions().mode();

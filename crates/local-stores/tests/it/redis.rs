@@ -25,9 +25,7 @@ fn talk(address: &str, text: &str) -> String {
 async fn stop_leaves_nothing_running_and_the_next_start_finds_the_data() {
     let dir = temp_dir();
     let data_dir = DataDir::lock(dir.path()).unwrap();
-    let redis = PrivateRedis::start(&data_dir, RedisOptions::default())
-        .await
-        .unwrap();
+    let redis = PrivateRedis::start(&data_dir, RedisOptions::default()).await.unwrap();
     let pid = redis.pid().unwrap();
     assert_eq!(ask(&redis.url(), "SET k kept\r\n"), "+OK\r\n+OK\r\n+OK\r\n");
 
@@ -35,9 +33,7 @@ async fn stop_leaves_nothing_running_and_the_next_start_finds_the_data() {
     assert!(!is_alive(pid));
     assert_eq!(processes_in(dir.path()), Vec::<u32>::new());
 
-    let redis = PrivateRedis::start(&data_dir, RedisOptions::default())
-        .await
-        .unwrap();
+    let redis = PrivateRedis::start(&data_dir, RedisOptions::default()).await.unwrap();
     assert!(ask(&redis.url(), "GET k\r\n").contains("kept"));
 }
 
@@ -45,9 +41,7 @@ async fn stop_leaves_nothing_running_and_the_next_start_finds_the_data() {
 async fn a_killed_server_restarts_at_its_port() {
     let dir = temp_dir();
     let data_dir = DataDir::lock(dir.path()).unwrap();
-    let mut redis = PrivateRedis::start(&data_dir, RedisOptions::default())
-        .await
-        .unwrap();
+    let mut redis = PrivateRedis::start(&data_dir, RedisOptions::default()).await.unwrap();
     let url = redis.url();
     // What the process has written is the system's, so it survives the process.
     ask(&url, "SET k kept\r\n");
@@ -62,15 +56,10 @@ async fn a_killed_server_restarts_at_its_port() {
 async fn it_wants_the_password_and_evicts_nothing() {
     let dir = temp_dir();
     let data_dir = DataDir::lock(dir.path()).unwrap();
-    let redis = PrivateRedis::start(&data_dir, RedisOptions::default())
-        .await
-        .unwrap();
+    let redis = PrivateRedis::start(&data_dir, RedisOptions::default()).await.unwrap();
     let answer = talk(&format!("127.0.0.1:{}", redis.port()), "GET k\r\nQUIT\r\n");
     assert!(answer.starts_with("-NOAUTH"), "{answer}");
-    let answer = ask(
-        &redis.url(),
-        "CONFIG GET maxmemory-policy\r\nCONFIG GET appendonly\r\n",
-    );
+    let answer = ask(&redis.url(), "CONFIG GET maxmemory-policy\r\nCONFIG GET appendonly\r\n");
     assert!(answer.contains("noeviction"), "{answer}");
     assert!(answer.contains("yes"), "{answer}");
     let bound = ask(&redis.url(), "CONFIG GET bind\r\n");
@@ -82,18 +71,12 @@ async fn an_orphan_of_a_killed_process_is_ended_at_the_next_start() {
     let dir = temp_dir();
     let holder = Holder::start(dir.path(), &["--leave-running"]).unwrap();
     let pid_file = dir.path().join("redis/redis.pid");
-    let orphan: u32 = std::fs::read_to_string(pid_file)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
+    let orphan: u32 = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
     holder.end(Signal::SIGKILL);
     assert!(is_alive(orphan));
 
     let data_dir = DataDir::lock(dir.path()).unwrap();
-    let redis = PrivateRedis::start(&data_dir, RedisOptions::default())
-        .await
-        .unwrap();
+    let redis = PrivateRedis::start(&data_dir, RedisOptions::default()).await.unwrap();
     assert!(!is_alive(orphan));
     drop(redis);
     // And its Postgres.

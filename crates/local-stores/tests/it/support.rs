@@ -40,16 +40,8 @@ pub(crate) fn is_alive(pid: u32) -> bool {
 
 /// Runs SQL and returns what `psql` prints.
 pub(crate) fn sql(url: &str, sql: &str) -> Result<String> {
-    let output = PostgresBinaries::find()?
-        .psql(url)
-        .arg("-c")
-        .arg(sql)
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = PostgresBinaries::find()?.psql(url).arg("-c").arg(sql).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
@@ -81,10 +73,7 @@ impl Holder {
             .stdout(Stdio::piped())
             .spawn()?;
         let stdout = child.stdout.take().context("piped")?;
-        let mut holder = Self {
-            child,
-            postgres_url: String::new(),
-        };
+        let mut holder = Self { child, postgres_url: String::new() };
         for line in BufReader::new(stdout).lines() {
             let line = line?;
             if let Some(url) = line.strip_prefix("postgres ") {

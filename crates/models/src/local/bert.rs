@@ -1,8 +1,6 @@
 use std::{ops::Range, sync::Arc};
 
-use ndarray::{
-    Array1, Array2, ArrayView2, ArrayViewMut2, Axis, concatenate, linalg::general_mat_mul,
-};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, concatenate, linalg::general_mat_mul};
 use serde::Deserialize;
 
 use super::{
@@ -74,19 +72,13 @@ impl Bert {
     pub(super) fn load(folder: &ModelFolder, max_tokens: usize) -> Result<Self, ModelError> {
         let config_path = folder.config_path();
         let config: Config = read_json(&config_path)?;
-        config
-            .check(max_tokens)
-            .map_err(|problem| load_error(&config_path, problem))?;
+        config.check(max_tokens).map_err(|problem| load_error(&config_path, problem))?;
         let path = folder.weights_path();
         let bytes = read(&path)?;
         let weights = Weights::parse(&path, &bytes)?;
         // A model saved with a head keeps its encoder under a name of its own.
         let bare = weights.has("embeddings.word_embeddings.weight");
-        let loader = Loader {
-            weights,
-            prefix: if bare { "" } else { "bert." },
-            config,
-        };
+        let loader = Loader { weights, prefix: if bare { "" } else { "bert." }, config };
         loader.load(folder.pooling()?)
     }
 
@@ -138,11 +130,7 @@ impl Layer {
         let mut hidden = hidden + self.attention_output.apply(&context.view());
         self.attention_norm.apply(&mut hidden);
         let mut inner = self.intermediate.apply(&hidden.view());
-        inner
-            .as_slice_mut()
-            .into_iter()
-            .flatten()
-            .for_each(|value| *value = gelu(*value));
+        inner.as_slice_mut().into_iter().flatten().for_each(|value| *value = gelu(*value));
         let mut hidden = hidden + self.output.apply(&inner.view());
         self.output_norm.apply(&mut hidden);
         hidden
@@ -181,11 +169,7 @@ fn part(matrix: &Array2<f32>, rows: Range<usize>, columns: Range<usize>) -> Arra
     view
 }
 
-fn part_mut(
-    matrix: &mut Array2<f32>,
-    rows: Range<usize>,
-    columns: Range<usize>,
-) -> ArrayViewMut2<'_, f32> {
+fn part_mut(matrix: &mut Array2<f32>, rows: Range<usize>, columns: Range<usize>) -> ArrayViewMut2<'_, f32> {
     let mut view = matrix.view_mut();
     view.slice_axis_inplace(Axis(0), rows.into());
     view.slice_axis_inplace(Axis(1), columns.into());
@@ -196,8 +180,7 @@ impl Linear {
     fn apply(&self, input: &ArrayView2<'_, f32>) -> Array2<f32> {
         let mut output = input.dot(&self.weight.t());
         if let (Some(rows), Some(bias)) = (output.as_slice_mut(), self.bias.as_slice()) {
-            rows.chunks_exact_mut(bias.len())
-                .for_each(|row| add(row, bias));
+            rows.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
         }
         output
     }
@@ -205,22 +188,14 @@ impl Linear {
 
 impl Norm {
     fn apply(&self, hidden: &mut Array2<f32>) {
-        let parts = (
-            hidden.as_slice_mut(),
-            self.scale.as_slice(),
-            self.shift.as_slice(),
-        );
+        let parts = (hidden.as_slice_mut(), self.scale.as_slice(), self.shift.as_slice());
         let (Some(rows), Some(scale), Some(shift)) = parts else {
             return;
         };
         let width = scale.len();
         for row in rows.chunks_exact_mut(width) {
             let mean = row.iter().sum::<f32>() / width as f32;
-            let variance = row
-                .iter()
-                .map(|value| (value - mean) * (value - mean))
-                .sum::<f32>()
-                / width as f32;
+            let variance = row.iter().map(|value| (value - mean) * (value - mean)).sum::<f32>() / width as f32;
             let factor = 1.0 / (variance + self.epsilon).sqrt();
             for ((value, scale), shift) in row.iter_mut().zip(scale).zip(shift) {
                 *value = (*value - mean) * factor * scale + shift;
@@ -249,13 +224,7 @@ fn gelu(x: f32) -> f32 {
 /// The error function, within 2e-7: Abramowitz and Stegun, 7.1.26.
 fn erf(x: f32) -> f32 {
     const P: f32 = 0.327_591_1;
-    const A: [f32; 5] = [
-        0.254_829_6,
-        -0.284_496_72,
-        1.421_413_8,
-        -1.453_152_1,
-        1.061_405_4,
-    ];
+    const A: [f32; 5] = [0.254_829_6, -0.284_496_72, 1.421_413_8, -1.453_152_1, 1.061_405_4];
     let t = 1.0 / (1.0 + P * x.abs());
     let poly = t * (A[0] + t * (A[1] + t * (A[2] + t * (A[3] + t * A[4]))));
     (1.0 - poly * (-x * x).exp()).copysign(x)
@@ -265,33 +234,18 @@ impl Config {
     fn check(&self, max_tokens: usize) -> Result<(), String> {
         let require = |ok: bool, problem: String| if ok { Ok(()) } else { Err(problem) };
         let kind = &self.model_type;
-        require(
-            kind == "bert",
-            format!("model_type is {kind}; only bert is supported"),
-        )?;
+        require(kind == "bert", format!("model_type is {kind}; only bert is supported"))?;
         let act = &self.hidden_act;
-        require(
-            act == "gelu",
-            format!("hidden_act is {act}; only gelu is supported"),
-        )?;
-        let position = self
-            .position_embedding_type
-            .as_deref()
-            .unwrap_or("absolute");
-        require(
-            position == "absolute",
-            format!("position_embedding_type is {position}; only absolute is supported"),
-        )?;
+        require(act == "gelu", format!("hidden_act is {act}; only gelu is supported"))?;
+        let position = self.position_embedding_type.as_deref().unwrap_or("absolute");
+        require(position == "absolute", format!("position_embedding_type is {position}; only absolute is supported"))?;
         let (heads, width) = (self.num_attention_heads, self.hidden_size);
         require(
             heads > 0 && width > 0 && width.is_multiple_of(heads),
             format!("hidden_size {width} is no multiple of num_attention_heads {heads}"),
         )?;
         let positions = self.max_position_embeddings;
-        require(
-            max_tokens <= positions,
-            format!("max_tokens is {max_tokens}, but the model has {positions} positions"),
-        )
+        require(max_tokens <= positions, format!("max_tokens is {max_tokens}, but the model has {positions} positions"))
     }
 }
 
@@ -306,17 +260,12 @@ impl Loader<'_> {
     fn load(&self, pooling: Pooling) -> Result<Bert, ModelError> {
         let width = self.config.hidden_size;
         let words = self.matrix("embeddings.word_embeddings", None, width)?;
-        let mut positions = self.matrix(
-            "embeddings.position_embeddings",
-            Some(self.config.max_position_embeddings),
-            width,
-        )?;
+        let mut positions =
+            self.matrix("embeddings.position_embeddings", Some(self.config.max_position_embeddings), width)?;
         // All tokens are of the first type here, so its vector can be added once and for all.
         let types = self.matrix("embeddings.token_type_embeddings", None, width)?;
         positions += &types.row(0);
-        let layers = (0..self.config.num_hidden_layers)
-            .map(|number| self.layer(number))
-            .collect::<Result<_, _>>()?;
+        let layers = (0..self.config.num_hidden_layers).map(|number| self.layer(number)).collect::<Result<_, _>>()?;
         Ok(Bert {
             words,
             positions,
@@ -347,9 +296,7 @@ impl Loader<'_> {
         let mut query = self.linear(&format!("{name}.query"), width, width)?;
         let key = self.linear(&format!("{name}.key"), width, width)?;
         let value = self.linear(&format!("{name}.value"), width, width)?;
-        let scale = ((width / self.config.num_attention_heads) as f32)
-            .sqrt()
-            .recip();
+        let scale = ((width / self.config.num_attention_heads) as f32).sqrt().recip();
         query.weight *= scale;
         query.bias *= scale;
         let weights = [query.weight.view(), key.weight.view(), value.weight.view()];
@@ -363,36 +310,18 @@ impl Loader<'_> {
 
     fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear, ModelError> {
         let weight = self.matrix(name, Some(outputs), inputs)?;
-        let bias = self
-            .weights
-            .vector(&format!("{}{name}.bias", self.prefix), outputs)?;
+        let bias = self.weights.vector(&format!("{}{name}.bias", self.prefix), outputs)?;
         Ok(Linear { weight, bias })
     }
 
     fn norm(&self, name: &str) -> Result<Norm, ModelError> {
         let width = self.config.hidden_size;
-        let vector = |part: &str| {
-            self.weights
-                .vector(&format!("{}{name}.{part}", self.prefix), width)
-        };
-        Ok(Norm {
-            scale: vector("weight")?,
-            shift: vector("bias")?,
-            epsilon: self.config.layer_norm_eps,
-        })
+        let vector = |part: &str| self.weights.vector(&format!("{}{name}.{part}", self.prefix), width);
+        Ok(Norm { scale: vector("weight")?, shift: vector("bias")?, epsilon: self.config.layer_norm_eps })
     }
 
-    fn matrix(
-        &self,
-        name: &str,
-        rows: Option<usize>,
-        columns: usize,
-    ) -> Result<Array2<f32>, ModelError> {
-        self.weights.matrix(
-            &format!("{}{name}.weight", self.prefix),
-            rows,
-            Some(columns),
-        )
+    fn matrix(&self, name: &str, rows: Option<usize>, columns: usize) -> Result<Array2<f32>, ModelError> {
+        self.weights.matrix(&format!("{}{name}.weight", self.prefix), rows, Some(columns))
     }
 }
 

@@ -49,19 +49,12 @@ impl ModelFolder {
     /// Looks which files are there and takes the format from them, unless it is given.
     pub(super) fn open(path: &Path, format: Option<ModelFormat>) -> Result<Self, ModelError> {
         if !path.is_dir() {
-            return Err(load_error(
-                path,
-                "there is no such folder; set local.path to the model's",
-            ));
+            return Err(load_error(path, "there is no such folder; set local.path to the model's"));
         }
         let has = |name: &str| path.join(name).is_file();
         let format = match format {
             Some(format) => format,
-            None => match (
-                has("model.onnx"),
-                has("model.safetensors"),
-                has("config.json"),
-            ) {
+            None => match (has("model.onnx"), has("model.safetensors"), has("config.json")) {
                 (true, true, _) => {
                     let problem = "has both model.onnx and model.safetensors; set local.format";
                     return Err(load_error(path, problem));
@@ -75,10 +68,7 @@ impl ModelFolder {
                 }
             },
         };
-        let folder = Self {
-            path: path.to_owned(),
-            format,
-        };
+        let folder = Self { path: path.to_owned(), format };
         for file in [folder.weights_path(), folder.tokenizer_path()] {
             if !file.is_file() {
                 return Err(load_error(&file, "there is no such file"));
@@ -121,14 +111,10 @@ impl ModelFolder {
 
     /// Says how the tokens' vectors become one, as sentence-transformers writes it down.
     pub(super) fn pooling(&self) -> Result<Pooling, ModelError> {
-        let Some(config): Option<PoolingConfig> = self.optional_json("1_Pooling/config.json")?
-        else {
+        let Some(config): Option<PoolingConfig> = self.optional_json("1_Pooling/config.json")? else {
             return Ok(Pooling::Mean);
         };
-        match (
-            config.pooling_mode_mean_tokens,
-            config.pooling_mode_cls_token,
-        ) {
+        match (config.pooling_mode_mean_tokens, config.pooling_mode_cls_token) {
             (true, false) => Ok(Pooling::Mean),
             (false, true) => Ok(Pooling::First),
             _ => Err(load_error(
@@ -142,11 +128,7 @@ impl ModelFolder {
     ///
     /// Vectors are kept under this name, so a folder whose files were exchanged, or a
     /// changed prefix, must not pass for the same model.
-    pub(super) fn fingerprinted_name(
-        &self,
-        config: &LocalConfig,
-        max_tokens: usize,
-    ) -> Result<String, ModelError> {
+    pub(super) fn fingerprinted_name(&self, config: &LocalConfig, max_tokens: usize) -> Result<String, ModelError> {
         let mut hash = Sha256::new();
         for file in [self.weights_path(), self.tokenizer_path()] {
             let bytes = read(&file)?;
@@ -161,20 +143,12 @@ impl ModelFolder {
         let mut digits = hex::encode(hash.finalize());
         digits.truncate(FINGERPRINT_DIGITS);
         // `models/x/..` has no name of its own; the real path has.
-        let path = self
-            .path
-            .canonicalize()
-            .unwrap_or_else(|_| self.path.clone());
-        let name = path
-            .file_name()
-            .map_or_else(|| "local".into(), |name| name.to_string_lossy());
+        let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
+        let name = path.file_name().map_or_else(|| "local".into(), |name| name.to_string_lossy());
         Ok(format!("{name}-{digits}"))
     }
 
-    fn optional_json<T: for<'a> Deserialize<'a>>(
-        &self,
-        name: &str,
-    ) -> Result<Option<T>, ModelError> {
+    fn optional_json<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, ModelError> {
         let path = self.path.join(name);
         if !path.is_file() {
             return Ok(None);
@@ -184,10 +158,7 @@ impl ModelFolder {
 }
 
 pub(super) fn load_error(path: &Path, problem: impl Into<String>) -> ModelError {
-    ModelError::Load {
-        path: path.to_owned(),
-        problem: problem.into(),
-    }
+    ModelError::Load { path: path.to_owned(), problem: problem.into() }
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, ModelError> {

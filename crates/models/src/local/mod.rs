@@ -14,13 +14,8 @@ use std::{num::NonZero, sync::Arc};
 use async_trait::async_trait;
 use futures::future::try_join_all;
 
-use self::{
-    bert::Bert, folder::ModelFolder, onnx::OnnxModel, pool::Pool, table::Table,
-    tokens::TextTokenizer,
-};
-use crate::{
-    EmbeddingProvider, LocalConfig, ModelError, ModelFormat, ModelInfo, Purpose, provider::Prefixes,
-};
+use self::{bert::Bert, folder::ModelFolder, onnx::OnnxModel, pool::Pool, table::Table, tokens::TextTokenizer};
+use crate::{EmbeddingProvider, LocalConfig, ModelError, ModelFormat, ModelInfo, Purpose, provider::Prefixes};
 
 /// Turns token ids into vectors, on one thread.
 trait Encoder: Send {
@@ -58,13 +53,7 @@ impl LocalProvider {
             .await
             .map_err(|error| ModelError::Inference(format!("loading stopped: {error}")))??;
         let pool = Pool::start(loaded.encoders, Arc::new(loaded.tokenizer), queue)?;
-        Ok(Self {
-            info: loaded.info,
-            prefixes,
-            pool,
-            threads,
-            batch,
-        })
+        Ok(Self { info: loaded.info, prefixes, pool, threads, batch })
     }
 }
 
@@ -82,17 +71,8 @@ fn load_folder(config: &LocalConfig, threads: usize) -> Result<Loaded, ModelErro
         Some(name) => name.clone(),
         None => folder.fingerprinted_name(config, max_tokens)?,
     };
-    let info = ModelInfo {
-        name,
-        provider: "local",
-        dimensions,
-        max_tokens,
-    };
-    Ok(Loaded {
-        info,
-        tokenizer,
-        encoders,
-    })
+    let info = ModelInfo { name, provider: "local", dimensions, max_tokens };
+    Ok(Loaded { info, tokenizer, encoders })
 }
 
 fn load_encoders(
@@ -115,17 +95,10 @@ fn load_encoders(
         }
         ModelFormat::Onnx => {
             let library = onnx::find_library(config.onnxruntime.as_deref(), folder.path());
-            let models: Vec<_> = (0..threads)
-                .map(|_| OnnxModel::load(folder, library.as_deref()))
-                .collect::<Result<_, _>>()?;
+            let models: Vec<_> =
+                (0..threads).map(|_| OnnxModel::load(folder, library.as_deref())).collect::<Result<_, _>>()?;
             let dimensions = models.first().map_or(0, OnnxModel::dimensions);
-            Ok((
-                dimensions,
-                models
-                    .into_iter()
-                    .map(|model| boxed(Box::new(model)))
-                    .collect(),
-            ))
+            Ok((dimensions, models.into_iter().map(|model| boxed(Box::new(model))).collect()))
         }
     }
 }
@@ -143,16 +116,11 @@ impl EmbeddingProvider for LocalProvider {
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|&place| std::cmp::Reverse(texts[place].len()));
         let per_batch = texts.len().div_ceil(self.threads).clamp(1, self.batch);
-        let batches = order.chunks(per_batch).map(|places| {
-            self.pool
-                .run(places.iter().map(|&place| texts[place].clone()).collect())
-        });
+        let batches = order
+            .chunks(per_batch)
+            .map(|places| self.pool.run(places.iter().map(|&place| texts[place].clone()).collect()));
         let vectors = try_join_all(batches).await?;
-        let mut placed: Vec<(usize, Vec<f32>)> = order
-            .iter()
-            .copied()
-            .zip(vectors.into_iter().flatten())
-            .collect();
+        let mut placed: Vec<(usize, Vec<f32>)> = order.iter().copied().zip(vectors.into_iter().flatten()).collect();
         placed.sort_unstable_by_key(|(place, _)| *place);
         Ok(placed.into_iter().map(|(_, vector)| vector).collect())
     }

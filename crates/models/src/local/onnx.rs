@@ -38,15 +38,11 @@ impl OnnxModel {
     pub(super) fn load(folder: &ModelFolder, library: Option<&Path>) -> Result<Self, ModelError> {
         let environment = environment(library)?;
         let path = folder.weights_path();
-        let session = open(&environment, &path)
-            .map_err(|error| load_error(&path, format!("open graph: {error}")))?;
+        let session = open(&environment, &path).map_err(|error| load_error(&path, format!("open graph: {error}")))?;
         for input in session.inputs() {
             if ![IDS, MASK, TYPES].contains(&input.name()) {
                 let name = input.name();
-                return Err(load_error(
-                    &path,
-                    format!("the graph wants an input {name}"),
-                ));
+                return Err(load_error(&path, format!("the graph wants an input {name}")));
             }
         }
         let has_types = session.inputs().iter().any(|input| input.name() == TYPES);
@@ -54,10 +50,9 @@ impl OnnxModel {
             return Err(load_error(&path, "the graph has no output"));
         };
         let dimensions = match output.dtype() {
-            ValueType::Tensor { shape, .. } if shape.len() == 3 => shape
-                .last()
-                .and_then(|&size| usize::try_from(size).ok())
-                .filter(|&size| size > 0),
+            ValueType::Tensor { shape, .. } if shape.len() == 3 => {
+                shape.last().and_then(|&size| usize::try_from(size).ok()).filter(|&size| size > 0)
+            }
             _ => None,
         };
         let Some(dimensions) = dimensions else {
@@ -65,13 +60,7 @@ impl OnnxModel {
             return Err(load_error(&path, problem));
         };
         let output = output.name().to_owned();
-        Ok(Self {
-            session,
-            output,
-            dimensions,
-            has_types,
-            pooling: folder.pooling()?,
-        })
+        Ok(Self { session, output, dimensions, has_types, pooling: folder.pooling()? })
     }
 
     pub(super) const fn dimensions(&self) -> usize {
@@ -83,10 +72,8 @@ impl OnnxModel {
             return Ok(vec![0.0; self.dimensions]);
         }
         let tensor = |values: Vec<i64>| Tensor::from_array(([1, ids.len()], values));
-        let mut inputs = vec![
-            (IDS, tensor(ids.iter().map(|&id| i64::from(id)).collect())?),
-            (MASK, tensor(vec![1; ids.len()])?),
-        ];
+        let mut inputs =
+            vec![(IDS, tensor(ids.iter().map(|&id| i64::from(id)).collect())?), (MASK, tensor(vec![1; ids.len()])?)];
         if self.has_types {
             inputs.push((TYPES, tensor(vec![0; ids.len()])?));
         }
@@ -103,10 +90,7 @@ impl Encoder for OnnxModel {
     fn encode(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, ModelError> {
         texts
             .iter()
-            .map(|ids| {
-                self.embed(ids)
-                    .map_err(|error| ModelError::Inference(format!("run graph: {error}")))
-            })
+            .map(|ids| self.embed(ids).map_err(|error| ModelError::Inference(format!("run graph: {error}"))))
             .collect()
     }
 }

@@ -47,26 +47,16 @@ impl Pool {
     /// turn has not come.
     pub(super) async fn run(&self, texts: Vec<String>) -> Vectors {
         let (answer, answered) = oneshot::channel();
-        self.jobs
-            .send(Job { texts, answer })
-            .await
-            .map_err(|_closed| ModelError::Stopped)?;
+        self.jobs.send(Job { texts, answer }).await.map_err(|_closed| ModelError::Stopped)?;
         answered.await.map_err(|_closed| ModelError::Stopped)?
     }
 }
 
-fn work(
-    waiting: &Mutex<mpsc::Receiver<Job>>,
-    tokenizer: &TextTokenizer,
-    encoder: &mut dyn Encoder,
-) {
+fn work(waiting: &Mutex<mpsc::Receiver<Job>>, tokenizer: &TextTokenizer, encoder: &mut dyn Encoder) {
     loop {
         // The guard goes at the end of the statement: one thread waits for a job, the
         // others for the lock.
-        let job = waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .blocking_recv();
+        let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
         let Some(job) = job else { return };
         if job.answer.is_closed() {
             continue;
@@ -81,16 +71,11 @@ fn work(
 }
 
 fn embed(texts: &[String], tokenizer: &TextTokenizer, encoder: &mut dyn Encoder) -> Vectors {
-    let ids = texts
-        .iter()
-        .map(|text| tokenizer.ids(text))
-        .collect::<Result<Vec<_>, _>>()?;
+    let ids = texts.iter().map(|text| tokenizer.ids(text)).collect::<Result<Vec<_>, _>>()?;
     let vectors = encoder.encode(&ids)?;
     if vectors.len() != texts.len() {
         let (got, wanted) = (vectors.len(), texts.len());
-        return Err(ModelError::Inference(format!(
-            "{got} vectors for {wanted} texts"
-        )));
+        return Err(ModelError::Inference(format!("{got} vectors for {wanted} texts")));
     }
     Ok(vectors)
 }

@@ -5,9 +5,7 @@ use super::folder::Pooling;
 pub(super) fn pool(rows: &[f32], width: usize, pooling: Pooling) -> Vec<f32> {
     let mut vector = match pooling {
         Pooling::Mean => mean(rows, width),
-        Pooling::First => rows
-            .get(..width)
-            .map_or_else(|| vec![0.0; width], <[f32]>::to_vec),
+        Pooling::First => rows.get(..width).map_or_else(|| vec![0.0; width], <[f32]>::to_vec),
     };
     normalise(&mut vector);
     vector

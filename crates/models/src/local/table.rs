@@ -28,9 +28,7 @@ impl Table {
             let count = names.len();
             return Err(load_error(
                 &path,
-                format!(
-                    "has {count} tensors; a token table has one, and a BERT needs config.json beside it"
-                ),
+                format!("has {count} tensors; a token table has one, and a BERT needs config.json beside it"),
             ));
         };
         let vectors = weights.matrix(name, None, None)?;

@@ -20,10 +20,7 @@ impl TextTokenizer {
         // Files carry the settings of whoever saved them; these are ours.
         tokenizer.with_padding(None);
         tokenizer
-            .with_truncation(Some(TruncationParams {
-                max_length: max_tokens,
-                ..Default::default()
-            }))
+            .with_truncation(Some(TruncationParams { max_length: max_tokens, ..Default::default() }))
             .map_err(fail)?;
         Ok(Self { tokenizer, marks })
     }

@@ -18,10 +18,7 @@ impl<'a> Weights<'a> {
     pub(super) fn parse(path: &Path, bytes: &'a [u8]) -> Result<Self, ModelError> {
         let tensors = SafeTensors::deserialize(bytes)
             .map_err(|error| load_error(path, format!("is no safetensors file: {error}")))?;
-        Ok(Self {
-            path: path.to_owned(),
-            tensors,
-        })
+        Ok(Self { path: path.to_owned(), tensors })
     }
 
     pub(super) fn names(&self) -> Vec<&str> {
@@ -52,9 +49,7 @@ impl<'a> Weights<'a> {
         let &[got_rows, got_columns] = tensor.shape() else {
             return Err(self.wrong_shape(name, &tensor, "two dimensions"));
         };
-        if rows.is_some_and(|rows| rows != got_rows)
-            || columns.is_some_and(|columns| columns != got_columns)
-        {
+        if rows.is_some_and(|rows| rows != got_rows) || columns.is_some_and(|columns| columns != got_columns) {
             return Err(self.wrong_shape(name, &tensor, &format!("{rows:?} by {columns:?}")));
         }
         Array2::from_shape_vec((got_rows, got_columns), self.floats(name, &tensor)?)
@@ -62,33 +57,15 @@ impl<'a> Weights<'a> {
     }
 
     fn tensor(&self, name: &str) -> Result<TensorView<'_>, ModelError> {
-        self.tensors
-            .tensor(name)
-            .map_err(|_missing| load_error(&self.path, format!("has no tensor {name}")))
+        self.tensors.tensor(name).map_err(|_missing| load_error(&self.path, format!("has no tensor {name}")))
     }
 
     fn floats(&self, name: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, ModelError> {
         let data = tensor.data();
         match tensor.dtype() {
-            Dtype::F32 => Ok(data
-                .as_chunks()
-                .0
-                .iter()
-                .copied()
-                .map(f32::from_le_bytes)
-                .collect()),
-            Dtype::F16 => Ok(data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&bytes| f16::from_le_bytes(bytes).to_f32())
-                .collect()),
-            Dtype::BF16 => Ok(data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&bytes| bf16::from_le_bytes(bytes).to_f32())
-                .collect()),
+            Dtype::F32 => Ok(data.as_chunks().0.iter().copied().map(f32::from_le_bytes).collect()),
+            Dtype::F16 => Ok(data.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect()),
+            Dtype::BF16 => Ok(data.as_chunks().0.iter().map(|&bytes| bf16::from_le_bytes(bytes).to_f32()).collect()),
             other => {
                 let problem = format!("tensor {name} holds {other:?}, not F32, F16 or BF16");
                 Err(load_error(&self.path, problem))
@@ -98,9 +75,6 @@ impl<'a> Weights<'a> {
 
     fn wrong_shape(&self, name: &str, tensor: &TensorView<'_>, expected: &str) -> ModelError {
         let shape = tensor.shape();
-        load_error(
-            &self.path,
-            format!("tensor {name} has shape {shape:?}, not {expected}"),
-        )
+        load_error(&self.path, format!("tensor {name} has shape {shape:?}, not {expected}"))
     }
 }

@@ -32,17 +32,12 @@ fn queries_weigh_each_term_once() {
         (287_969_490, 1.0),   // vacuum
         (3_978_140_768, 1.0), // tabl
     ];
-    assert_vector(
-        &Bm25::new().query("vacuum vacuum vacuums the tables"),
-        &expected,
-    );
+    assert_vector(&Bm25::new().query("vacuum vacuum vacuums the tables"), &expected);
 }
 
 #[test]
 fn indices_are_unique_and_ascending() {
-    let words: Vec<String> = (0..500)
-        .map(|number| format!("word{} ", number % 97))
-        .collect();
+    let words: Vec<String> = (0..500).map(|number| format!("word{} ", number % 97)).collect();
     let bm25 = Bm25::new();
     for vector in [bm25.document(&words.concat()), bm25.query(&words.concat())] {
         assert_eq!(vector.indices.len(), 97);
@@ -54,10 +49,7 @@ fn indices_are_unique_and_ascending() {
 #[test]
 fn inflections_meet_and_stop_words_vanish() {
     let bm25 = Bm25::new();
-    assert_eq!(
-        bm25.query("indexing the tables").indices,
-        bm25.query("indexed table").indices
-    );
+    assert_eq!(bm25.query("indexing the tables").indices, bm25.query("indexed table").indices);
     assert!(bm25.query("the of and to").is_empty());
     assert!(bm25.document("... !?").is_empty());
     assert!(bm25.document("").is_empty());

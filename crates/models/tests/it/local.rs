@@ -2,9 +2,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use waybill_domain::ErrorClass;
-use waybill_models::{
-    EmbeddingProvider, LocalConfig, ModelError, ModelFormat, ProviderConfig, Purpose, build,
-};
+use waybill_models::{EmbeddingProvider, LocalConfig, ModelError, ModelFormat, ProviderConfig, Purpose, build};
 
 /// What the reference implementations made of `sentences.json`; see `reference/make.py`.
 #[derive(Deserialize)]
@@ -19,54 +17,32 @@ fn reference() -> Reference {
 
 /// The committed sentences and the long one that `make.py` puts behind them.
 fn sentences() -> Vec<String> {
-    let mut texts: Vec<String> =
-        serde_json::from_str(include_str!("reference/sentences.json")).unwrap();
-    let rows = (0..32).map(|number| {
-        format!(
-            "Row {number} was written at noon, and vacuum came by before the reader had seen it."
-        )
-    });
+    let mut texts: Vec<String> = serde_json::from_str(include_str!("reference/sentences.json")).unwrap();
+    let rows = (0..32)
+        .map(|number| format!("Row {number} was written at noon, and vacuum came by before the reader had seen it."));
     texts.push(rows.collect::<Vec<_>>().join(" "));
     texts
 }
 
 fn models_dir() -> PathBuf {
-    std::env::var_os("WAYBILL_MODELS_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models"),
-        PathBuf::from,
-    )
+    std::env::var_os("WAYBILL_MODELS_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models"), PathBuf::from)
 }
 
 /// Finds a fetched model. A missing one fails the test: a skip would look like a pass.
 fn model(name: &str) -> PathBuf {
     let path = models_dir().join(name);
-    assert!(
-        path.is_dir(),
-        "{} is missing: run `cargo xtask fetch-models` first",
-        path.display()
-    );
+    assert!(path.is_dir(), "{} is missing: run `cargo xtask fetch-models` first", path.display());
     path
 }
 
 fn local(path: PathBuf) -> ProviderConfig {
-    let local = LocalConfig {
-        path,
-        threads: 2,
-        ..LocalConfig::default()
-    };
-    ProviderConfig {
-        local,
-        ..ProviderConfig::default()
-    }
+    let local = LocalConfig { path, threads: 2, ..LocalConfig::default() };
+    ProviderConfig { local, ..ProviderConfig::default() }
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |x: &[f32], y: &[f32]| -> f64 {
-        x.iter()
-            .zip(y)
-            .map(|(x, y)| f64::from(*x) * f64::from(*y))
-            .sum()
-    };
+    let dot = |x: &[f32], y: &[f32]| -> f64 { x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum() };
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
@@ -88,10 +64,7 @@ async fn lowest_cosine(provider: &dyn EmbeddingProvider, expected: &[Vec<f32>]) 
 async fn minilm_agrees_with_the_reference() {
     let provider = build(&local(model("minilm"))).await.unwrap();
     let info = provider.info();
-    assert_eq!(
-        (info.provider, info.dimensions, info.max_tokens),
-        ("local", 384, 256)
-    );
+    assert_eq!((info.provider, info.dimensions, info.max_tokens), ("local", 384, 256));
     assert!(info.name.starts_with("minilm-"), "{}", info.name);
     let lowest = lowest_cosine(provider.as_ref(), &reference().minilm).await;
     assert!(lowest >= 0.999, "lowest cosine {lowest}");
@@ -101,10 +74,7 @@ async fn minilm_agrees_with_the_reference() {
 async fn minilm_int8_agrees_with_the_reference() {
     model("onnxruntime");
     let provider = build(&local(model("minilm-int8"))).await.unwrap();
-    assert_eq!(
-        (provider.info().dimensions, provider.info().max_tokens),
-        (384, 256)
-    );
+    assert_eq!((provider.info().dimensions, provider.info().max_tokens), (384, 256));
     let lowest = lowest_cosine(provider.as_ref(), &reference().minilm).await;
     assert!(lowest >= 0.99, "lowest cosine {lowest}");
 }
@@ -125,9 +95,7 @@ async fn a_text_gets_the_same_vector_alone_and_among_others() {
         let texts = sentences();
         let together = provider.embed(&texts, Purpose::Document).await.unwrap();
         for (text, vector) in texts.iter().zip(&together) {
-            let alone = provider
-                .embed(std::slice::from_ref(text), Purpose::Document)
-                .await;
+            let alone = provider.embed(std::slice::from_ref(text), Purpose::Document).await;
             let cosine = cosine(&alone.unwrap()[0], vector);
             assert!(cosine > 0.999_99, "{name}: cosine {cosine}");
         }
@@ -138,17 +106,8 @@ async fn a_text_gets_the_same_vector_alone_and_among_others() {
 async fn empty_input_makes_no_vectors_and_empty_text_a_finite_one() {
     for name in ["minilm", "wordllama"] {
         let provider = build(&local(model(name))).await.unwrap();
-        assert!(
-            provider
-                .embed(&[], Purpose::Query)
-                .await
-                .unwrap()
-                .is_empty()
-        );
-        let vectors = provider
-            .embed(&[String::new()], Purpose::Query)
-            .await
-            .unwrap();
+        assert!(provider.embed(&[], Purpose::Query).await.unwrap().is_empty());
+        let vectors = provider.embed(&[String::new()], Purpose::Query).await.unwrap();
         assert_eq!(vectors[0].len(), provider.info().dimensions);
         assert!(vectors[0].iter().all(|value| value.is_finite()));
     }
@@ -160,15 +119,10 @@ async fn more_batches_than_the_queue_holds_all_come_back_in_order() {
     config.local.batch = 2;
     config.local.queue = 1;
     let provider = build(&config).await.unwrap();
-    let texts: Vec<String> = (0..300)
-        .map(|number| format!("text number {number}"))
-        .collect();
+    let texts: Vec<String> = (0..300).map(|number| format!("text number {number}")).collect();
     let vectors = provider.embed(&texts, Purpose::Document).await.unwrap();
     for place in [0, 7, 150, 299] {
-        let alone = provider
-            .embed(&texts[place..=place], Purpose::Document)
-            .await
-            .unwrap();
+        let alone = provider.embed(&texts[place..=place], Purpose::Document).await.unwrap();
         assert_eq!(alone[0], vectors[place]);
     }
 }
@@ -182,16 +136,10 @@ async fn prefixes_change_the_vector_by_purpose_and_the_name() {
     assert_ne!(plain.info().name, prefixed.info().name);
     let text = ["vacuum".to_owned()];
     let with_prefix = prefixed.embed(&text, Purpose::Query).await.unwrap();
-    let by_hand = plain
-        .embed(&["query: vacuum".to_owned()], Purpose::Document)
-        .await
-        .unwrap();
+    let by_hand = plain.embed(&["query: vacuum".to_owned()], Purpose::Document).await.unwrap();
     assert_eq!(with_prefix, by_hand);
     let document = prefixed.embed(&text, Purpose::Document).await.unwrap();
-    assert_eq!(
-        document,
-        plain.embed(&text, Purpose::Document).await.unwrap()
-    );
+    assert_eq!(document, plain.embed(&text, Purpose::Document).await.unwrap());
 }
 
 #[tokio::test]
@@ -199,19 +147,13 @@ async fn a_lower_limit_reads_less() {
     let mut config = local(model("minilm"));
     config.local.max_tokens = Some(8);
     let provider = build(&config).await.unwrap();
-    let texts = [
-        "one two three four five six",
-        "one two three four five six seven eight nine",
-    ]
-    .map(str::to_owned);
+    let texts = ["one two three four five six", "one two three four five six seven eight nine"].map(str::to_owned);
     let vectors = provider.embed(&texts, Purpose::Document).await.unwrap();
     assert_eq!(vectors[0], vectors[1]);
 }
 
 async fn load_problem(config: &ProviderConfig) -> String {
-    let Err(error) = build(config).await else {
-        panic!("the model loaded")
-    };
+    let Err(error) = build(config).await else { panic!("the model loaded") };
     assert_eq!(error.class(), ErrorClass::Permanent);
     assert!(matches!(error, ModelError::Load { .. }), "{error:?}");
     error.to_string()
@@ -221,16 +163,10 @@ async fn load_problem(config: &ProviderConfig) -> String {
 async fn a_folder_that_is_no_model_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let missing = load_problem(&local(dir.path().join("nowhere"))).await;
-    assert!(
-        missing.contains("nowhere") && missing.contains("local.path"),
-        "{missing}"
-    );
+    assert!(missing.contains("nowhere") && missing.contains("local.path"), "{missing}");
 
     let empty = load_problem(&local(dir.path().to_owned())).await;
-    assert!(
-        empty.contains("neither model.safetensors nor model.onnx"),
-        "{empty}"
-    );
+    assert!(empty.contains("neither model.safetensors nor model.onnx"), "{empty}");
 
     std::fs::write(dir.path().join("model.safetensors"), b"not a model").unwrap();
     let untokenized = load_problem(&local(dir.path().to_owned())).await;

@@ -3,22 +3,14 @@ use std::{sync::Arc, time::Duration};
 use serde_json::{Value, json};
 use waybill_domain::ErrorClass;
 use waybill_models::{
-    EmbeddingProvider, ModelError, OpenAiConfig, ProviderConfig, ProviderKind, Purpose, TeiConfig,
-    build,
+    EmbeddingProvider, ModelError, OpenAiConfig, ProviderConfig, ProviderKind, Purpose, TeiConfig, build,
 };
 
 use crate::server::{Reply, Request, Server};
 
 /// Makes a text's vector: its number, which stands behind the last space, and two more.
 fn vector(text: &Value) -> Value {
-    let number = text
-        .as_str()
-        .unwrap()
-        .rsplit(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap_or(0.0);
+    let number = text.as_str().unwrap().rsplit(' ').next().unwrap().parse().unwrap_or(0.0);
     json!([number, 0.5, -0.25])
 }
 
@@ -50,12 +42,7 @@ fn tei_answer(request: &Request) -> Value {
     if request.line.starts_with("GET /info") {
         return tei_info();
     }
-    request.body["inputs"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(vector)
-        .collect()
+    request.body["inputs"].as_array().unwrap().iter().map(vector).collect()
 }
 
 fn openai(url: &str) -> ProviderConfig {
@@ -66,31 +53,16 @@ fn openai(url: &str) -> ProviderConfig {
         batch: 4,
         ..OpenAiConfig::default()
     };
-    ProviderConfig {
-        kind: ProviderKind::OpenAi,
-        openai,
-        ..ProviderConfig::default()
-    }
+    ProviderConfig { kind: ProviderKind::OpenAi, openai, ..ProviderConfig::default() }
 }
 
 fn tei(url: &str) -> ProviderConfig {
-    let tei = TeiConfig {
-        base_url: url.to_owned(),
-        dimensions: Some(3),
-        ..TeiConfig::default()
-    };
-    ProviderConfig {
-        kind: ProviderKind::Tei,
-        tei,
-        ..ProviderConfig::default()
-    }
+    let tei = TeiConfig { base_url: url.to_owned(), dimensions: Some(3), ..TeiConfig::default() };
+    ProviderConfig { kind: ProviderKind::Tei, tei, ..ProviderConfig::default() }
 }
 
 async fn embed(provider: &Arc<dyn EmbeddingProvider>, count: usize) -> Vec<Vec<f32>> {
-    provider
-        .embed(&texts(count), Purpose::Document)
-        .await
-        .unwrap()
+    provider.embed(&texts(count), Purpose::Document).await.unwrap()
 }
 
 /// Starts one server of each kind that does `reply` to every embedding request, and
@@ -102,13 +74,11 @@ async fn failures(reply: impl Fn() -> Reply + Clone + Send + Sync + 'static) -> 
     let provider = build(&openai(&server.url)).await.unwrap();
     errors.push(provider.embed(&texts(2), Purpose::Query).await.unwrap_err());
 
-    let server = Server::start(move |request| {
-        if request.line.starts_with("GET /info") {
-            Reply::ok(&tei_info())
-        } else {
-            reply()
-        }
-    })
+    let server = Server::start(
+        move |request| {
+            if request.line.starts_with("GET /info") { Reply::ok(&tei_info()) } else { reply() }
+        },
+    )
     .await;
     let provider = build(&tei(&server.url)).await.unwrap();
     errors.push(provider.embed(&texts(2), Purpose::Query).await.unwrap_err());
@@ -119,27 +89,17 @@ async fn failures(reply: impl Fn() -> Reply + Clone + Send + Sync + 'static) -> 
 async fn openai_vectors_come_in_the_order_of_the_texts() {
     let server = Server::start(|request| Reply::ok(&openai_answer(request))).await;
     let provider = build(&openai(&server.url)).await.unwrap();
-    assert_eq!(
-        (provider.info().name.as_str(), provider.info().dimensions),
-        ("m", 3)
-    );
+    assert_eq!((provider.info().name.as_str(), provider.info().dimensions), ("m", 3));
     let vectors = embed(&provider, 10).await;
     for (number, vector) in vectors.iter().enumerate() {
         assert_eq!(vector, &[number as f32, 0.5, -0.25]);
     }
     let requests = server.requests();
-    let mut counts: Vec<usize> = requests
-        .iter()
-        .map(|request| request.count("input"))
-        .collect();
+    let mut counts: Vec<usize> = requests.iter().map(|request| request.count("input")).collect();
     counts.sort_unstable();
     assert_eq!(counts, [2, 4, 4]);
     for request in requests {
-        assert!(
-            request.line.starts_with("POST /v1/embeddings HTTP/1.1"),
-            "{}",
-            request.line
-        );
+        assert!(request.line.starts_with("POST /v1/embeddings HTTP/1.1"), "{}", request.line);
         assert_eq!(request.body["model"], "m");
         assert_eq!(request.body["encoding_format"], "float");
         assert!(request.body.get("dimensions").is_none());
@@ -180,24 +140,13 @@ async fn tei_vectors_come_in_batches_that_the_server_takes() {
     config.tei.dimensions = None;
     let provider = build(&config).await.unwrap();
     let info = provider.info();
-    assert_eq!(
-        (info.name.as_str(), info.dimensions),
-        ("BAAI/bge-small-en", 3)
-    );
+    assert_eq!((info.name.as_str(), info.dimensions), ("BAAI/bge-small-en", 3));
     assert_eq!(info.max_tokens, 512);
     let vectors = embed(&provider, 7).await;
     assert_eq!(vectors.len(), 7);
     assert_eq!(vectors[6], [6.0, 0.5, -0.25]);
-    for request in server
-        .requests()
-        .iter()
-        .filter(|request| request.line.starts_with("POST"))
-    {
-        assert!(
-            request.line.starts_with("POST /embed HTTP/1.1"),
-            "{}",
-            request.line
-        );
+    for request in server.requests().iter().filter(|request| request.line.starts_with("POST")) {
+        assert!(request.line.starts_with("POST /embed HTTP/1.1"), "{}", request.line);
         assert!(request.count("inputs") <= 3);
         assert_eq!(request.body["normalize"], true);
         assert_eq!(request.body["truncate"], true);
@@ -217,11 +166,7 @@ async fn throttling_says_how_long_to_wait() {
 #[tokio::test]
 async fn throttling_may_leave_the_wait_open() {
     for error in failures(|| Reply::Answer(429, "", String::new())).await {
-        assert_eq!(
-            (error.class(), error.retry_after()),
-            (ErrorClass::Throttled, None),
-            "{error}"
-        );
+        assert_eq!((error.class(), error.retry_after()), (ErrorClass::Throttled, None), "{error}");
     }
 }
 
@@ -251,10 +196,7 @@ async fn no_answer_in_time_is_transient() {
     config.openai.timeout_ms = 50;
     let provider = build(&config).await.unwrap();
     let error = provider.embed(&texts(1), Purpose::Query).await.unwrap_err();
-    assert!(
-        matches!(error, ModelError::Timeout { timeout_ms: 50, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, ModelError::Timeout { timeout_ms: 50, .. }), "{error}");
     assert_eq!(error.class(), ErrorClass::Transient);
 }
 
@@ -263,9 +205,7 @@ async fn a_server_that_is_not_there_is_transient() {
     let server = Server::start(|_| Reply::Silence).await;
     let url = server.url.clone();
     drop(server);
-    let Err(error) = build(&tei(&url)).await else {
-        panic!("the provider connected")
-    };
+    let Err(error) = build(&tei(&url)).await else { panic!("the provider connected") };
     // The socket may close a moment after the drop; either way nobody answers.
     assert_eq!(error.class(), ErrorClass::Transient, "{error}");
 }
@@ -281,23 +221,13 @@ async fn bad_answers(openai_body: Value, tei_body: Value) -> Vec<String> {
     let mut problems = Vec::new();
     let server = Server::start(move |_| Reply::ok(&openai_body)).await;
     let provider = build(&openai(&server.url)).await.unwrap();
-    let first = provider
-        .embed(&texts(2), Purpose::Document)
-        .await
-        .unwrap_err();
+    let first = provider.embed(&texts(2), Purpose::Document).await.unwrap_err();
     let server = Server::start(move |request| {
-        Reply::ok(if request.line.starts_with("GET /info") {
-            &tei_body[0]
-        } else {
-            &tei_body[1]
-        })
+        Reply::ok(if request.line.starts_with("GET /info") { &tei_body[0] } else { &tei_body[1] })
     })
     .await;
     let provider = build(&tei(&server.url)).await.unwrap();
-    let second = provider
-        .embed(&texts(2), Purpose::Document)
-        .await
-        .unwrap_err();
+    let second = provider.embed(&texts(2), Purpose::Document).await.unwrap_err();
     for error in [first, second] {
         assert_eq!(error.class(), ErrorClass::Permanent, "{error}");
         assert!(matches!(error, ModelError::BadAnswer { .. }), "{error}");
@@ -321,10 +251,7 @@ async fn vectors_of_a_wrong_length_are_refused() {
     ]});
     let problems = bad_answers(short, json!([tei_info(), [[1.0, 2.0, 3.0], [1.0, 2.0]]])).await;
     for problem in problems {
-        assert!(
-            problem.contains("a vector of 2 numbers, not 3"),
-            "{problem}"
-        );
+        assert!(problem.contains("a vector of 2 numbers, not 3"), "{problem}");
     }
 }
 
@@ -333,15 +260,9 @@ async fn numbers_that_are_not_finite_are_refused() {
     let huge = json!({"data": [
         {"index": 0, "embedding": [1.0, 2.0, 3.0]}, {"index": 1, "embedding": [1.0, 2.0, 1e300]},
     ]});
-    let problems = bad_answers(
-        huge,
-        json!([tei_info(), [[1.0, 2.0, 3.0], [1.0, 1e300, 3.0]]]),
-    );
+    let problems = bad_answers(huge, json!([tei_info(), [[1.0, 2.0, 3.0], [1.0, 1e300, 3.0]]]));
     for problem in problems.await {
-        assert!(
-            problem.contains("not finite") || problem.contains("JSON"),
-            "{problem}"
-        );
+        assert!(problem.contains("not finite") || problem.contains("JSON"), "{problem}");
     }
 }
 
@@ -354,10 +275,7 @@ async fn an_index_that_comes_twice_or_points_nowhere_is_refused() {
         ]});
         let server = Server::start(move |_| Reply::ok(&body)).await;
         let provider = build(&openai(&server.url)).await.unwrap();
-        let error = provider
-            .embed(&texts(2), Purpose::Document)
-            .await
-            .unwrap_err();
+        let error = provider.embed(&texts(2), Purpose::Document).await.unwrap_err();
         assert!(error.to_string().contains(problem), "{error}");
     }
 }
@@ -367,10 +285,7 @@ async fn an_endless_answer_is_not_read_to_its_end() {
     let body = " ".repeat((64 << 20) + 1);
     let server = Server::start(move |_| Reply::Answer(200, "", body.clone())).await;
     let provider = build(&openai(&server.url)).await.unwrap();
-    let error = provider
-        .embed(&texts(1), Purpose::Document)
-        .await
-        .unwrap_err();
+    let error = provider.embed(&texts(1), Purpose::Document).await.unwrap_err();
     assert!(error.to_string().contains("longer than"), "{error}");
     assert_eq!(error.class(), ErrorClass::Permanent);
 }
@@ -382,12 +297,6 @@ async fn a_key_that_the_server_repeats_stays_secret() {
     let mut config = openai(&server.url);
     config.openai.api_key = Some("sk-secret".into());
     let provider = build(&config).await.unwrap();
-    let error = provider
-        .embed(&texts(1), Purpose::Document)
-        .await
-        .unwrap_err();
-    assert!(
-        !format!("{error} {error:?} {config:?}").contains("sk-secret"),
-        "{error}"
-    );
+    let error = provider.embed(&texts(1), Purpose::Document).await.unwrap_err();
+    assert!(!format!("{error} {error:?} {config:?}").contains("sk-secret"), "{error}");
 }

@@ -76,11 +76,7 @@ impl Server {
                 });
             }
         });
-        Self {
-            url,
-            requests,
-            task,
-        }
+        Self { url, requests, task }
     }
 
     /// Returns the requests so far.
@@ -108,14 +104,8 @@ async fn read_request(stream: &mut BufReader<TcpStream>) -> Option<Request> {
         }
         lines.push(line);
     }
-    let mut request = Request {
-        line: lines.remove(0),
-        headers: lines,
-        body: Value::Null,
-    };
-    let length = request
-        .header("content-length")
-        .map_or(0, |length| length.parse().unwrap());
+    let mut request = Request { line: lines.remove(0), headers: lines, body: Value::Null };
+    let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
     request.body = serde_json::from_slice(&body).unwrap_or_default();

@@ -17,10 +17,7 @@ mod tests {
         for members in 1..=80 {
             let shares: Vec<u32> = (0..members).map(|rank| fair_share(members, rank)).collect();
             assert_eq!(shares.iter().sum::<u32>(), 64, "{members} relays");
-            assert!(
-                shares[0] - shares[shares.len() - 1] <= 1,
-                "{members} relays"
-            );
+            assert!(shares[0] - shares[shares.len() - 1] <= 1, "{members} relays");
         }
         assert_eq!(fair_share(0, 0), 64);
     }

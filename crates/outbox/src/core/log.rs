@@ -70,9 +70,7 @@ struct LaneLog {
 
 impl LaneLog {
     fn closed(&self) -> i64 {
-        self.unsettled
-            .first()
-            .map_or(self.verified, |first| self.verified.min(first - 1))
+        self.unsettled.first().map_or(self.verified, |first| self.verified.min(first - 1))
     }
 }
 
@@ -137,8 +135,7 @@ impl Log {
             if key.lane() != lane {
                 return true;
             }
-            *outstanding -=
-                state.waiting.len() + state.flying.as_ref().map_or(0, |(_, seqs)| seqs.len());
+            *outstanding -= state.waiting.len() + state.flying.as_ref().map_or(0, |(_, seqs)| seqs.len());
             if let Some(until) = state.delayed_until {
                 delayed.remove(&(until, *key));
             }
@@ -149,10 +146,7 @@ impl Log {
 
     /// Lists the lanes that are held.
     pub fn leases(&self) -> impl Iterator<Item = LaneLease> {
-        self.lanes.iter().map(|(&lane, log)| LaneLease {
-            lane,
-            epoch: log.epoch,
-        })
+        self.lanes.iter().map(|(&lane, log)| LaneLease { lane, epoch: log.epoch })
     }
 
     /// Says whether the log has rows that were never looked for, up to `last_seq`: take a
@@ -184,13 +178,7 @@ impl Log {
             return None;
         }
         let (after, upto, recheck) = self.reader.next()?;
-        let kind = if recheck {
-            PlanKind::Recheck {
-                seen: self.seen_between(after, upto),
-            }
-        } else {
-            PlanKind::Pass
-        };
+        let kind = if recheck { PlanKind::Recheck { seen: self.seen_between(after, upto) } } else { PlanKind::Pass };
         Some(Plan {
             kind,
             after,
@@ -204,9 +192,7 @@ impl Log {
         let below = |seen: &RoaringTreemap, seq: i64| seen.rank(seq.unsigned_abs());
         self.lanes
             .values()
-            .map(|lane| {
-                (lane.verified <= after).then(|| below(&lane.seen, upto) - below(&lane.seen, after))
-            })
+            .map(|lane| (lane.verified <= after).then(|| below(&lane.seen, upto) - below(&lane.seen, after)))
             .sum()
     }
 
@@ -216,10 +202,7 @@ impl Log {
             return;
         }
         for row in rows {
-            let key = Key {
-                kind: row.kind,
-                id: row.key,
-            };
+            let key = Key { kind: row.kind, id: row.key };
             let Some(lane) = self.lanes.get_mut(&key.lane()) else {
                 continue;
             };
@@ -242,17 +225,8 @@ impl Log {
         }
     }
 
-    fn enqueue(
-        ready: &mut VecDeque<Key>,
-        busy: &HashMap<Key, Ticket>,
-        key: Key,
-        state: &mut KeyState,
-    ) {
-        if !state.queued
-            && !state.waiting.is_empty()
-            && state.delayed_until.is_none()
-            && !busy.contains_key(&key)
-        {
+    fn enqueue(ready: &mut VecDeque<Key>, busy: &HashMap<Key, Ticket>, key: Key, state: &mut KeyState) {
+        if !state.queued && !state.waiting.is_empty() && state.delayed_until.is_none() && !busy.contains_key(&key) {
             state.queued = true;
             ready.push_back(key);
         }
@@ -307,18 +281,11 @@ impl Log {
         }
         self.next_ticket += 1;
         let leases = lanes.iter().filter_map(|lane| self.lease(*lane)).collect();
-        Some(Batch {
-            ticket,
-            keys,
-            leases,
-        })
+        Some(Batch { ticket, keys, leases })
     }
 
     fn lease(&self, lane: Lane) -> Option<LaneLease> {
-        self.lanes.get(&lane).map(|log| LaneLease {
-            lane,
-            epoch: log.epoch,
-        })
+        self.lanes.get(&lane).map(|log| LaneLease { lane, epoch: log.epoch })
     }
 
     /// Ends the delivery of `keys`: they are settled, if their lane is in `held`. A lane that
@@ -352,12 +319,7 @@ impl Log {
 
     /// Ends the delivery of `keys` without success: each is delivered again when `again_at`,
     /// given the number of its failures, says so.
-    pub fn failed(
-        &mut self,
-        ticket: Ticket,
-        keys: &[Key],
-        mut again_at: impl FnMut(u32) -> Duration,
-    ) {
+    pub fn failed(&mut self, ticket: Ticket, keys: &[Key], mut again_at: impl FnMut(u32) -> Duration) {
         for &key in keys {
             let Some((_, seqs)) = self.land(ticket, key) else {
                 continue;
@@ -394,11 +356,7 @@ impl Log {
             self.busy.remove(&key);
         }
         let state = self.keys.get_mut(&key)?;
-        if state
-            .flying
-            .as_ref()
-            .is_some_and(|(flying, _)| *flying == ticket)
-        {
+        if state.flying.as_ref().is_some_and(|(flying, _)| *flying == ticket) {
             return state.flying.take();
         }
         // The lane was lost and taken again: what was read since could not start till now.
@@ -412,13 +370,7 @@ impl Log {
         self.lanes
             .iter()
             .filter(|(_, log)| log.closed() > log.written)
-            .map(|(&lane, log)| CursorMove {
-                lease: LaneLease {
-                    lane,
-                    epoch: log.epoch,
-                },
-                closed_seq: log.closed(),
-            })
+            .map(|(&lane, log)| CursorMove { lease: LaneLease { lane, epoch: log.epoch }, closed_seq: log.closed() })
             .collect()
     }
 

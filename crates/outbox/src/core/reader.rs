@@ -87,12 +87,7 @@ pub(super) struct Reader {
 impl Reader {
     /// Begins anew above `from`.
     pub(super) fn restart(&mut self, from: i64) {
-        *self = Self {
-            verified: from,
-            scanned: from,
-            generation: self.generation + 1,
-            ..Self::default()
-        };
+        *self = Self { verified: from, scanned: from, generation: self.generation + 1, ..Self::default() };
     }
 
     pub(super) fn verified(&self) -> i64 {
@@ -108,11 +103,7 @@ impl Reader {
         if !self.wants_pass(fence.tail.last_seq) {
             return;
         }
-        self.pass = Some(Pass {
-            at: self.scanned,
-            upto: fence.tail.last_seq,
-            running: running_below(fence),
-        });
+        self.pass = Some(Pass { at: self.scanned, upto: fence.tail.last_seq, running: running_below(fence) });
     }
 
     /// Takes note of which transactions have ended.
@@ -137,18 +128,11 @@ impl Reader {
 
     /// Returns the range to read now: late rows first, they have waited longest.
     pub(super) fn next(&mut self) -> Option<(i64, i64, bool)> {
-        if let Some(segment) = self
-            .segments
-            .iter_mut()
-            .find(|segment| segment.recheck != Recheck::No)
-        {
+        if let Some(segment) = self.segments.iter_mut().find(|segment| segment.recheck != Recheck::No) {
             let at = match segment.recheck {
                 Recheck::Reading { at, .. } => at,
                 Recheck::No | Recheck::Due => {
-                    segment.recheck = Recheck::Reading {
-                        at: segment.after,
-                        again: false,
-                    };
+                    segment.recheck = Recheck::Reading { at: segment.after, again: false };
                     segment.after
                 }
             };
@@ -176,21 +160,14 @@ impl Reader {
                 }
             }
             PlanKind::Recheck { .. } => {
-                let Some(segment) = self
-                    .segments
-                    .iter_mut()
-                    .find(|segment| segment.upto == upto)
-                else {
+                let Some(segment) = self.segments.iter_mut().find(|segment| segment.upto == upto) else {
                     return;
                 };
                 if let Recheck::Reading { again, .. } = segment.recheck {
                     segment.recheck = match (read_upto >= segment.upto, again) {
                         (true, true) => Recheck::Due,
                         (true, false) => Recheck::No,
-                        (false, again) => Recheck::Reading {
-                            at: read_upto,
-                            again,
-                        },
+                        (false, again) => Recheck::Reading { at: read_upto, again },
                     };
                 }
             }
@@ -233,10 +210,6 @@ impl Reader {
 /// without them rows would be lost.
 fn running_below(fence: &Fence) -> Vec<u64> {
     let snapshot = &fence.tail.snapshot;
-    let named = snapshot
-        .running
-        .iter()
-        .copied()
-        .filter(|&xid| xid < fence.xid);
+    let named = snapshot.running.iter().copied().filter(|&xid| xid < fence.xid);
     named.chain(snapshot.xmax..fence.xid).collect()
 }

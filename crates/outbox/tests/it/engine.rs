@@ -6,9 +6,7 @@ use futures::future::join_all;
 use waybill_outbox::EngineConfig;
 use waybill_testkit::{TestDb, TestPostgres, eventually, psql};
 
-use crate::world::{
-    PATIENCE, Running, Shown, config, confirmed, insert_chunks, number, rows, set_up,
-};
+use crate::world::{PATIENCE, Running, Shown, config, confirmed, insert_chunks, number, rows, set_up};
 
 async fn wait_until_equal(url: &str, shown: &Shown) {
     eventually("the sink shows what Postgres says", PATIENCE, async || {
@@ -21,12 +19,7 @@ async fn wait_until_equal(url: &str, shown: &Shown) {
 
 async fn wait_until_closed(url: &str) {
     eventually("every lane is closed up to the end", PATIENCE, async || {
-        number(
-            url,
-            "SELECT min(closed_seq) - (SELECT last_value FROM outbox_seq) FROM outbox_cursor",
-        )
-        .await
-            == 0
+        number(url, "SELECT min(closed_seq) - (SELECT last_value FROM outbox_seq) FROM outbox_cursor").await == 0
     })
     .await;
 }
@@ -37,25 +30,14 @@ async fn changes_are_delivered_and_coalesced() {
     set_up(&db.url).await;
     psql(&db.url, &insert_chunks(500)).await.unwrap();
     for _ in 0..5 {
-        psql(&db.url, "UPDATE chunk SET ordinal = ordinal + 1")
-            .await
-            .unwrap();
+        psql(&db.url, "UPDATE chunk SET ordinal = ordinal + 1").await.unwrap();
     }
-    psql(&db.url, "DELETE FROM chunk WHERE ordinal % 10 = 0")
-        .await
-        .unwrap();
+    psql(&db.url, "DELETE FROM chunk WHERE ordinal % 10 = 0").await.unwrap();
 
     let shown = Arc::new(Shown::default());
     // 3,050 rows of 500 keys, read at once: however many changes, a key costs one delivery.
-    let engine = Running::start(
-        &db.url,
-        &shown,
-        EngineConfig {
-            read_rows_max: 5_000,
-            outstanding_rows_max: 5_000,
-            ..config()
-        },
-    );
+    let engine =
+        Running::start(&db.url, &shown, EngineConfig { read_rows_max: 5_000, outstanding_rows_max: 5_000, ..config() });
     wait_until_equal(&db.url, &shown).await;
     wait_until_closed(&db.url).await;
     assert_eq!(shown.points().len(), 450);
@@ -66,11 +48,7 @@ async fn changes_are_delivered_and_coalesced() {
     assert_eq!(shown.points(), BTreeMap::new());
     engine.stop().await;
     assert_eq!(
-        number(
-            &db.url,
-            "SELECT count(*) FROM outbox_cursor WHERE owner IS NOT NULL"
-        )
-        .await,
+        number(&db.url, "SELECT count(*) FROM outbox_cursor WHERE owner IS NOT NULL").await,
         0,
         "lanes were given back"
     );
@@ -110,10 +88,7 @@ async fn an_open_transaction_delays_only_its_own_rows() {
         async move { psql(&url, &sql).await }
     });
     let running = "SELECT count(*) FROM pg_locks WHERE locktype = 'relation' AND relation = 'go'::regclass AND granted";
-    eventually("the transaction is open", PATIENCE, async || {
-        number(&db.url, running).await == 1
-    })
-    .await;
+    eventually("the transaction is open", PATIENCE, async || number(&db.url, running).await == 1).await;
     let open_since = number(&db.url, "SELECT last_value FROM outbox_seq").await;
 
     // Around it, others commit, in the order of their positions and out of it.
@@ -122,21 +97,11 @@ async fn an_open_transaction_delays_only_its_own_rows() {
         let early = insert_chunks(10);
         let (late, early) = tokio::join!(psql(&db.url, &late), psql(&db.url, &early));
         late.and(early).unwrap();
-        eventually("all that is committed is shown", PATIENCE, async || {
-            shown.points().len() == round * 20
-        })
-        .await;
+        eventually("all that is committed is shown", PATIENCE, async || shown.points().len() == round * 20).await;
     }
-    assert_eq!(
-        shown.points(),
-        rows(&db.url).await,
-        "the open transaction's rows are nobody's yet"
-    );
+    assert_eq!(shown.points(), rows(&db.url).await, "the open transaction's rows are nobody's yet");
     let closed = number(&db.url, "SELECT max(closed_seq) FROM outbox_cursor").await;
-    assert!(
-        closed < open_since,
-        "closed at {closed}, though rows may still appear at {open_since}"
-    );
+    assert!(closed < open_since, "closed at {closed}, though rows may still appear at {open_since}");
 
     psql(&db.url, "INSERT INTO go VALUES (1)").await.unwrap();
     open.await.unwrap().unwrap();
@@ -151,10 +116,7 @@ async fn many_writers_that_commit_late_lose_nothing() {
     let db = TestDb::create().await.unwrap();
     set_up(&db.url).await;
     let shown = Arc::new(Shown::default());
-    let engines = [
-        Running::start(&db.url, &shown, config()),
-        Running::start(&db.url, &shown, config()),
-    ];
+    let engines = [Running::start(&db.url, &shown, config()), Running::start(&db.url, &shown, config())];
     let writers = (0..8).map(|writer| {
         let url = db.url.clone();
         async move {
@@ -188,28 +150,16 @@ async fn two_engines_share_the_lanes_and_a_dead_ones_lanes_move() {
     let shown = Arc::new(Shown::default());
     let first = Running::start(&db.url, &shown, config());
     let lanes_of = |engine: &Running| {
-        let sql = format!(
-            "SELECT count(*) FROM outbox_cursor WHERE owner = '{}' AND lease_until > now()",
-            engine.id
-        );
+        let sql = format!("SELECT count(*) FROM outbox_cursor WHERE owner = '{}' AND lease_until > now()", engine.id);
         let url = db.url.clone();
         async move { number(&url, &sql).await }
     };
-    eventually("one relay holds all lanes", PATIENCE, async || {
-        lanes_of(&first).await == 64
-    })
-    .await;
+    eventually("one relay holds all lanes", PATIENCE, async || lanes_of(&first).await == 64).await;
     let second = Running::start(&db.url, &shown, config());
-    eventually("they share", PATIENCE, async || {
-        lanes_of(&first).await == 32 && lanes_of(&second).await == 32
-    })
-    .await;
+    eventually("they share", PATIENCE, async || lanes_of(&first).await == 32 && lanes_of(&second).await == 32).await;
     psql(&db.url, &insert_chunks(300)).await.unwrap();
     wait_until_equal(&db.url, &shown).await;
-    assert!(
-        first.stats.read().confirmed_total > 0 && second.stats.read().confirmed_total > 0,
-        "both deliver"
-    );
+    assert!(first.stats.read().confirmed_total > 0 && second.stats.read().confirmed_total > 0, "both deliver");
 
     // It dies with deliveries under way, before anything of them is sent.
     shown.gate.close();
@@ -220,14 +170,8 @@ async fn two_engines_share_the_lanes_and_a_dead_ones_lanes_move() {
     .await;
     second.crash().await;
     shown.gate.open();
-    eventually("its lanes have moved", PATIENCE, async || {
-        lanes_of(&first).await == 64
-    })
-    .await;
-    eventually("the sink shows what Postgres says", PATIENCE, async || {
-        shown.points() == rows(&db.url).await
-    })
-    .await;
+    eventually("its lanes have moved", PATIENCE, async || lanes_of(&first).await == 64).await;
+    eventually("the sink shows what Postgres says", PATIENCE, async || shown.points() == rows(&db.url).await).await;
     wait_until_closed(&db.url).await;
     first.stop().await;
 }
@@ -240,10 +184,7 @@ async fn a_lane_that_was_lost_settles_nothing() {
     let shown = Arc::new(Shown::default());
     shown.gate.close();
     let engine = Running::start(&db.url, &shown, config());
-    eventually("a delivery waits at the gate", PATIENCE, async || {
-        engine.stats.read().in_flight > 0
-    })
-    .await;
+    eventually("a delivery waits at the gate", PATIENCE, async || engine.stats.read().in_flight > 0).await;
     // Somebody else takes every lane, as after a pause that outlasted the lease.
     psql(
         &db.url,
@@ -252,26 +193,10 @@ async fn a_lane_that_was_lost_settles_nothing() {
     .await
     .unwrap();
     shown.gate.open();
-    eventually("the delivery has ended", PATIENCE, async || {
-        engine.stats.read().in_flight == 0
-    })
-    .await;
-    assert_eq!(
-        number(&db.url, "SELECT count(*) FROM index_state").await,
-        0,
-        "nothing was settled"
-    );
-    assert_eq!(
-        number(&db.url, "SELECT max(closed_seq) FROM outbox_cursor").await,
-        0,
-        "no cursor moved"
-    );
-    psql(
-        &db.url,
-        "UPDATE outbox_cursor SET lease_until = '-infinity'",
-    )
-    .await
-    .unwrap();
+    eventually("the delivery has ended", PATIENCE, async || engine.stats.read().in_flight == 0).await;
+    assert_eq!(number(&db.url, "SELECT count(*) FROM index_state").await, 0, "nothing was settled");
+    assert_eq!(number(&db.url, "SELECT max(closed_seq) FROM outbox_cursor").await, 0, "no cursor moved");
+    psql(&db.url, "UPDATE outbox_cursor SET lease_until = '-infinity'").await.unwrap();
     wait_until_equal(&db.url, &shown).await;
     engine.stop().await;
 }
@@ -284,15 +209,9 @@ async fn a_sink_that_is_down_writes_nothing_and_catches_up() {
     shown.down.store(true, Ordering::SeqCst);
     let engine = Running::start(&db.url, &shown, config());
     psql(&db.url, &insert_chunks(200)).await.unwrap();
-    eventually("the failure shows", PATIENCE, async || {
-        engine.stats.read().last_error == "down"
-    })
-    .await;
-    let writes = number(
-        &db.url,
-        "SELECT n_tup_ins + n_tup_upd FROM pg_stat_user_tables WHERE relname = 'index_state'",
-    )
-    .await;
+    eventually("the failure shows", PATIENCE, async || engine.stats.read().last_error == "down").await;
+    let writes =
+        number(&db.url, "SELECT n_tup_ins + n_tup_upd FROM pg_stat_user_tables WHERE relname = 'index_state'").await;
     assert_eq!(writes, 0, "nothing was written for a sink that is down");
     shown.down.store(false, Ordering::SeqCst);
     wait_until_equal(&db.url, &shown).await;
@@ -309,10 +228,7 @@ async fn a_key_that_is_refused_holds_up_no_other() {
     let shown = Arc::new(Shown::default());
     shown.poison.lock().unwrap().insert(poisoned);
     let engine = Running::start(&db.url, &shown, config());
-    eventually("all others are shown", PATIENCE, async || {
-        shown.points().len() == 199
-    })
-    .await;
+    eventually("all others are shown", PATIENCE, async || shown.points().len() == 199).await;
     shown.poison.lock().unwrap().clear();
     wait_until_equal(&db.url, &shown).await;
     engine.stop().await;
@@ -327,10 +243,7 @@ async fn a_postgres_that_crashes_loses_nothing() {
     let engine = Running::start(&db.url, &shown, config());
     for round in 0..3 {
         psql(&db.url, &insert_chunks(300)).await.unwrap();
-        eventually("some of it is under way", PATIENCE, async || {
-            shown.points().len() > round * 300
-        })
-        .await;
+        eventually("some of it is under way", PATIENCE, async || shown.points().len() > round * 300).await;
         postgres.server_mut().kill9().unwrap();
         postgres.server_mut().restart().await.unwrap();
     }

@@ -28,10 +28,7 @@ fn key(n: u8) -> Key {
     let mut bytes = [7; 16];
     bytes[0] = n;
     bytes[15] = n % LANES;
-    Key {
-        kind: Kind::Chunk,
-        id: Uuid::from_bytes(bytes),
-    }
+    Key { kind: Kind::Chunk, id: Uuid::from_bytes(bytes) }
 }
 
 /// One thing that happens. Numbers are taken modulo what there is.
@@ -117,11 +114,7 @@ impl Postgres {
 
     fn write(&mut self, xid: u64, key: Key) {
         self.last_seq += 1;
-        let row = Row {
-            seq: self.last_seq,
-            key,
-            xid,
-        };
+        let row = Row { seq: self.last_seq, key, xid };
         if let Some(rows) = self.running.get_mut(&xid) {
             rows.push(row);
         }
@@ -145,16 +138,8 @@ impl Postgres {
 
     fn tail(&self) -> Tail {
         let xmax = self.last_ended + 1;
-        let running = self
-            .running
-            .keys()
-            .copied()
-            .filter(|&xid| xid < xmax)
-            .collect();
-        Tail {
-            last_seq: self.last_seq,
-            snapshot: Snapshot { xmax, running },
-        }
+        let running = self.running.keys().copied().filter(|&xid| xid < xmax).collect();
+        Tail { last_seq: self.last_seq, snapshot: Snapshot { xmax, running } }
     }
 }
 
@@ -174,13 +159,7 @@ struct Relay {
 
 impl Relay {
     fn new() -> Self {
-        Self {
-            log: Log::new(Limits {
-                outstanding_rows: 64,
-            }),
-            plan: None,
-            deliveries: Vec::new(),
-        }
+        Self { log: Log::new(Limits { outstanding_rows: 64 }), plan: None, deliveries: Vec::new() }
     }
 }
 
@@ -195,15 +174,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mut pg = Postgres {
-            next_xid: 10,
-            last_ended: 9,
-            ..Postgres::default()
-        };
-        pg.cursors = (0..LANES)
-            .filter_map(Lane::new)
-            .map(|lane| (lane, (0, 0, None)))
-            .collect();
+        let mut pg = Postgres { next_xid: 10, last_ended: 9, ..Postgres::default() };
+        pg.cursors = (0..LANES).filter_map(Lane::new).map(|lane| (lane, (0, 0, None))).collect();
         let mut world = Self {
             pg,
             relays: (0..RELAYS).map(|_| Relay::new()).collect(),
@@ -220,13 +192,7 @@ impl World {
             let cursor = self.pg.cursors.get_mut(&lane).expect("lane");
             cursor.1 += 1;
             cursor.2 = Some(relay);
-            taken.push(TakenLane {
-                lease: LaneLease {
-                    lane,
-                    epoch: cursor.1,
-                },
-                closed_seq: cursor.0,
-            });
+            taken.push(TakenLane { lease: LaneLease { lane, epoch: cursor.1 }, closed_seq: cursor.0 });
         }
         self.relays[relay].log.take_lanes(&taken);
     }
@@ -249,10 +215,7 @@ impl World {
         self.pg.next_xid += 1;
         let snapshot = self.pg.tail().snapshot;
         self.pg.last_ended = self.pg.last_ended.max(xid);
-        self.relays[relay].log.begin_pass(&Fence {
-            tail: Tail { last_seq, snapshot },
-            xid,
-        });
+        self.relays[relay].log.begin_pass(&Fence { tail: Tail { last_seq, snapshot }, xid });
     }
 
     fn read(&mut self, relay: usize, page: usize) -> bool {
@@ -274,18 +237,13 @@ impl World {
                 created_at: DateTime::UNIX_EPOCH,
             })
             .collect();
-        if matches!(plan.kind, PlanKind::Recheck { seen: Some(seen) } if seen == visible.len() as u64)
-        {
+        if matches!(plan.kind, PlanKind::Recheck { seen: Some(seen) } if seen == visible.len() as u64) {
             let upto = plan.upto;
             state.log.absorb(&plan, &[], upto);
             return true;
         }
         let rows = &visible[..visible.len().min(page)];
-        let upto = if rows.len() == page {
-            rows[page - 1].seq
-        } else {
-            plan.upto
-        };
+        let upto = if rows.len() == page { rows[page - 1].seq } else { plan.upto };
         state.log.absorb(&plan, rows, upto);
         true
     }
@@ -296,16 +254,10 @@ impl World {
         };
         for other in self.relays.iter().flat_map(|relay| &relay.deliveries) {
             for key in &batch.keys {
-                assert!(
-                    !other.batch.keys.contains(key),
-                    "two deliveries of {key:?} at once"
-                );
+                assert!(!other.batch.keys.contains(key), "two deliveries of {key:?} at once");
             }
         }
-        self.relays[relay].deliveries.push(Delivery {
-            batch,
-            loaded: None,
-        });
+        self.relays[relay].deliveries.push(Delivery { batch, loaded: None });
         true
     }
 
@@ -317,12 +269,7 @@ impl World {
         };
         let delivery = &mut deliveries[nth];
         if delivery.loaded.is_none() {
-            let loaded = delivery
-                .batch
-                .keys
-                .iter()
-                .map(|key| versions.get(key).copied().unwrap_or(0))
-                .collect();
+            let loaded = delivery.batch.keys.iter().map(|key| versions.get(key).copied().unwrap_or(0)).collect();
             delivery.loaded = Some((loaded, moment));
         }
     }
@@ -347,22 +294,13 @@ impl World {
         for (key, version) in batch.keys.iter().zip(versions) {
             if held.contains(&key.lane()) {
                 let shown = self.shown.entry(*key).or_default();
-                assert!(
-                    *shown <= version,
-                    "{key:?} went back from {shown} to {version}"
-                );
+                assert!(*shown <= version, "{key:?} went back from {shown} to {version}");
                 *shown = version;
-                let covered = self
-                    .pg
-                    .log
-                    .values()
-                    .filter(|(row, at)| row.key == *key && *at <= moment);
+                let covered = self.pg.log.values().filter(|(row, at)| row.key == *key && *at <= moment);
                 self.settled.extend(covered.map(|(row, _)| row.seq));
             }
         }
-        self.relays[relay]
-            .log
-            .settled(batch.ticket, &batch.keys, &held);
+        self.relays[relay].log.settled(batch.ticket, &batch.keys, &held);
     }
 
     fn fail(&mut self, relay: usize, nth: usize) {
@@ -372,11 +310,7 @@ impl World {
         };
         let Delivery { batch, .. } = state.deliveries.swap_remove(nth);
         let half = batch.keys.len() / 2;
-        state
-            .log
-            .failed(batch.ticket, &batch.keys[..half], |attempt| {
-                Duration::from_secs(attempt.into())
-            });
+        state.log.failed(batch.ticket, &batch.keys[..half], |attempt| Duration::from_secs(attempt.into()));
         state.log.handed_back(batch.ticket, &batch.keys[half..]);
         state.log.wake_delayed(Duration::from_secs(3_600));
     }
@@ -396,43 +330,20 @@ impl World {
     /// Nothing at or below a cursor is unsettled, and nothing can still appear there.
     fn check_cursors(&self) {
         for (lane, (closed, ..)) in &self.pg.cursors {
-            for (row, _) in self
-                .pg
-                .log
-                .values()
-                .filter(|(row, _)| row.key.lane() == *lane && row.seq <= *closed)
-            {
-                assert!(
-                    self.settled.contains(&row.seq),
-                    "row {} is closed and was never settled",
-                    row.seq
-                );
+            for (row, _) in self.pg.log.values().filter(|(row, _)| row.key.lane() == *lane && row.seq <= *closed) {
+                assert!(self.settled.contains(&row.seq), "row {} is closed and was never settled", row.seq);
             }
-            for row in self
-                .pg
-                .running
-                .values()
-                .flatten()
-                .filter(|row| row.key.lane() == *lane)
-            {
-                assert!(
-                    row.seq > *closed,
-                    "row {} of running {} is closed",
-                    row.seq,
-                    row.xid
-                );
+            for row in self.pg.running.values().flatten().filter(|row| row.key.lane() == *lane) {
+                assert!(row.seq > *closed, "row {} of running {} is closed", row.seq, row.xid);
             }
         }
     }
 
     fn drop_deliveries(&mut self, relay: usize, lane: Option<Lane>) {
         let relay = &mut self.relays[relay];
-        let (gone, kept) =
-            std::mem::take(&mut relay.deliveries)
-                .into_iter()
-                .partition(|delivery| {
-                    lane.is_none_or(|lane| delivery.batch.keys.iter().any(|key| key.lane() == lane))
-                });
+        let (gone, kept) = std::mem::take(&mut relay.deliveries)
+            .into_iter()
+            .partition(|delivery| lane.is_none_or(|lane| delivery.batch.keys.iter().any(|key| key.lane() == lane)));
         relay.deliveries = kept;
         let gone: Vec<Delivery> = gone;
         for Delivery { batch, .. } in gone {
@@ -498,13 +409,7 @@ impl World {
 
     /// Ends every writer but `held`, then lets the relays work until nothing is left.
     fn finish(&mut self, held: Option<u64>) {
-        let writers: Vec<u64> = self
-            .pg
-            .running
-            .keys()
-            .copied()
-            .filter(|&xid| Some(xid) != held)
-            .collect();
+        let writers: Vec<u64> = self.pg.running.keys().copied().filter(|&xid| Some(xid) != held).collect();
         for (n, xid) in writers.into_iter().enumerate() {
             self.pg.end(xid, n % 3 != 0);
         }
@@ -534,11 +439,7 @@ impl World {
 
     fn check_equal(&self) {
         for (key, version) in &self.pg.versions {
-            assert_eq!(
-                self.shown.get(key),
-                Some(version),
-                "{key:?} is not what was committed last"
-            );
+            assert_eq!(self.shown.get(key), Some(version), "{key:?} is not what was committed last");
         }
     }
 }

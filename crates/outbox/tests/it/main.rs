@@ -1,8 +1,5 @@
 //! Tests of the outbox protocol.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that can't go on should stop there"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that can't go on should stop there")]
 
 mod engine;
 mod history;

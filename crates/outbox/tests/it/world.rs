@@ -70,11 +70,7 @@ impl Sink for MemorySink {
         SinkName::Qdrant
     }
 
-    async fn deliver(
-        &self,
-        keys: &[Key],
-        permit: &Permit,
-    ) -> Result<Vec<Confirmed>, DeliveryError> {
+    async fn deliver(&self, keys: &[Key], permit: &Permit) -> Result<Vec<Confirmed>, DeliveryError> {
         let ids: Vec<Uuid> = keys.iter().map(|key| key.id).collect();
         {
             let mut delivering = self.shared.delivering.lock().unwrap();
@@ -82,25 +78,14 @@ impl Sink for MemorySink {
             self.shared.overlaps.lock().unwrap().extend(overlaps);
         }
         let outcome = self.send(&ids, permit).await;
-        self.shared
-            .delivering
-            .lock()
-            .unwrap()
-            .retain(|id| !ids.contains(id));
+        self.shared.delivering.lock().unwrap().retain(|id| !ids.contains(id));
         outcome
     }
 }
 
 impl MemorySink {
     async fn send(&self, ids: &[Uuid], permit: &Permit) -> Result<Vec<Confirmed>, DeliveryError> {
-        if self
-            .shared
-            .poison
-            .lock()
-            .unwrap()
-            .iter()
-            .any(|id| ids.contains(id))
-        {
+        if self.shared.poison.lock().unwrap().iter().any(|id| ids.contains(id)) {
             return Err(DeliveryError::new(ErrorClass::Permanent, "poisoned"));
         }
         let rows = points::load_chunks(&self.db, ids)
@@ -115,23 +100,13 @@ impl MemorySink {
         Ok(ids
             .iter()
             .map(|&key| {
-                *self
-                    .shared
-                    .deliveries
-                    .lock()
-                    .unwrap()
-                    .entry(key)
-                    .or_default() += 1;
+                *self.shared.deliveries.lock().unwrap().entry(key).or_default() += 1;
                 let version = rows.iter().find(|row| row.id == key).map(|row| row.version);
                 match version {
                     Some(version) => points.insert(key, version),
                     None => points.remove(&key),
                 };
-                Confirmed {
-                    kind: Kind::Chunk,
-                    key,
-                    version,
-                }
+                Confirmed { kind: Kind::Chunk, key, version }
             })
             .collect())
     }
@@ -173,30 +148,18 @@ impl Running {
     pub(crate) fn start(url: &str, shared: &Arc<Shown>, config: EngineConfig) -> Self {
         let db = database(url);
         let id = RelayId::generate();
-        let sink = MemorySink {
-            db: db.clone(),
-            shared: Arc::clone(shared),
-        };
+        let sink = MemorySink { db: db.clone(), shared: Arc::clone(shared) };
         let engine = Engine::new(db, Arc::new(sink), config, id);
         let (soft, hard) = (CancellationToken::new(), CancellationToken::new());
         let stats = engine.stats();
         let task = tokio::spawn(engine.run(Wake::default(), soft.clone(), hard.clone()));
-        Self {
-            id,
-            stats,
-            soft,
-            hard,
-            task,
-        }
+        Self { id, stats, soft, hard, task }
     }
 
     /// Ends it in order.
     pub(crate) async fn stop(self) {
         self.soft.cancel();
-        tokio::time::timeout(PATIENCE, self.task)
-            .await
-            .expect("the engine stops")
-            .unwrap();
+        tokio::time::timeout(PATIENCE, self.task).await.expect("the engine stops").unwrap();
     }
 
     /// Ends it as a crash would: no lane is given back.
@@ -230,9 +193,7 @@ pub(crate) fn insert_chunks(count: u32) -> String {
 
 /// Reads every chunk's version.
 pub(crate) async fn rows(url: &str) -> BTreeMap<Uuid, i64> {
-    let text = psql(url, "COPY (SELECT id, version FROM chunk) TO STDOUT")
-        .await
-        .unwrap();
+    let text = psql(url, "COPY (SELECT id, version FROM chunk) TO STDOUT").await.unwrap();
     text.lines()
         .filter_map(|line| line.split_once('\t'))
         .map(|(id, version)| (id.parse().unwrap(), version.trim().parse().unwrap()))
@@ -241,12 +202,7 @@ pub(crate) async fn rows(url: &str) -> BTreeMap<Uuid, i64> {
 
 /// Reads what index_state says is shown.
 pub(crate) async fn confirmed(url: &str) -> BTreeMap<Uuid, i64> {
-    let text = psql(
-        url,
-        "COPY (SELECT key, version FROM index_state WHERE NOT deleted) TO STDOUT",
-    )
-    .await
-    .unwrap();
+    let text = psql(url, "COPY (SELECT key, version FROM index_state WHERE NOT deleted) TO STDOUT").await.unwrap();
     text.lines()
         .filter_map(|line| line.split_once('\t'))
         .map(|(id, version)| (id.parse().unwrap(), version.trim().parse().unwrap()))
@@ -254,12 +210,7 @@ pub(crate) async fn confirmed(url: &str) -> BTreeMap<Uuid, i64> {
 }
 
 pub(crate) async fn number(url: &str, sql: &str) -> i64 {
-    psql(url, &format!("COPY ({sql}) TO STDOUT"))
-        .await
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap()
+    psql(url, &format!("COPY ({sql}) TO STDOUT")).await.unwrap().trim().parse().unwrap()
 }
 
 impl Shown {
@@ -268,10 +219,6 @@ impl Shown {
     }
 
     pub(crate) fn assert_no_overlap(&self) {
-        assert_eq!(
-            *self.overlaps.lock().unwrap(),
-            Vec::<Uuid>::new(),
-            "keys delivered twice at once"
-        );
+        assert_eq!(*self.overlaps.lock().unwrap(), Vec::<Uuid>::new(), "keys delivered twice at once");
     }
 }

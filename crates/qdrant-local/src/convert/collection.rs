@@ -11,9 +11,9 @@ use qdrant_client::qdrant as proto;
 use qdrant_client::qdrant::payload_index_params::IndexParams;
 use qdrant_client::qdrant::vectors_config::Config;
 use qdrant_edge::{
-    BoolIndexParams, DEFAULT_VECTOR_NAME, DatetimeIndexParams, Distance, FloatIndexParams,
-    IntegerIndexParams, KeywordIndexParams, PayloadFieldSchema, PayloadIndexInfo,
-    PayloadSchemaParams, PayloadSchemaType, ShardInfo, UuidIndexParams,
+    BoolIndexParams, DEFAULT_VECTOR_NAME, DatetimeIndexParams, Distance, FloatIndexParams, IntegerIndexParams,
+    KeywordIndexParams, PayloadFieldSchema, PayloadIndexInfo, PayloadSchemaParams, PayloadSchemaType, ShardInfo,
+    UuidIndexParams,
 };
 
 use super::refuse_if;
@@ -25,10 +25,7 @@ const MAX_DIMENSIONS: u64 = 65_536;
 
 /// Converts a request to create a collection.
 pub(crate) fn spec(request: proto::CreateCollection) -> Result<CollectionSpec, Error> {
-    refuse_if(
-        request.shard_number.is_some_and(|shards| shards > 1),
-        "CreateCollection.shard_number above 1",
-    )?;
+    refuse_if(request.shard_number.is_some_and(|shards| shards > 1), "CreateCollection.shard_number above 1")?;
     refuse_if(
         request.replication_factor.is_some_and(|factor| factor > 1),
         "CreateCollection.replication_factor above 1",
@@ -37,14 +34,8 @@ pub(crate) fn spec(request: proto::CreateCollection) -> Result<CollectionSpec, E
         request.sharding_method == Some(proto::ShardingMethod::Custom.into()),
         "CreateCollection.sharding_method custom",
     )?;
-    refuse_if(
-        request.quantization_config.is_some(),
-        "CreateCollection.quantization_config",
-    )?;
-    refuse_if(
-        request.strict_mode_config.is_some(),
-        "CreateCollection.strict_mode_config",
-    )?;
+    refuse_if(request.quantization_config.is_some(), "CreateCollection.quantization_config")?;
+    refuse_if(request.strict_mode_config.is_some(), "CreateCollection.strict_mode_config")?;
     refuse_if(!request.metadata.is_empty(), "CreateCollection.metadata")?;
 
     let mut spec = CollectionSpec::default();
@@ -59,34 +50,20 @@ pub(crate) fn spec(request: proto::CreateCollection) -> Result<CollectionSpec, E
     let sparse = request.sparse_vectors_config.unwrap_or_default().map;
     for (name, params) in sparse {
         if spec.dense.contains_key(&name) {
-            return Err(Error::invalid(format!(
-                "vector name `{name}` is given twice, dense and sparse"
-            )));
+            return Err(Error::invalid(format!("vector name `{name}` is given twice, dense and sparse")));
         }
         spec.sparse.insert(name, sparse_spec(&params)?);
     }
     Ok(spec)
 }
 
-#[expect(
-    deprecated,
-    reason = "clients still say on_disk, which newer servers call memory"
-)]
+#[expect(deprecated, reason = "clients still say on_disk, which newer servers call memory")]
 fn dense_spec(params: proto::VectorParams) -> Result<DenseSpec, Error> {
-    refuse_if(
-        params.quantization_config.is_some(),
-        "VectorParams.quantization_config",
-    )?;
-    refuse_if(
-        params.multivector_config.is_some(),
-        "VectorParams.multivector_config",
-    )?;
+    refuse_if(params.quantization_config.is_some(), "VectorParams.quantization_config")?;
+    refuse_if(params.multivector_config.is_some(), "VectorParams.multivector_config")?;
     refuse_datatype(params.datatype, "VectorParams.datatype")?;
     if params.size == 0 || params.size > MAX_DIMENSIONS {
-        return Err(Error::invalid(format!(
-            "vector size {} is not between 1 and {MAX_DIMENSIONS}",
-            params.size
-        )));
+        return Err(Error::invalid(format!("vector size {} is not between 1 and {MAX_DIMENSIONS}", params.size)));
     }
     let distance = match params.distance() {
         proto::Distance::Cosine => Distance::Cosine,
@@ -107,20 +84,12 @@ fn dense_spec(params: proto::VectorParams) -> Result<DenseSpec, Error> {
 fn sparse_spec(params: &proto::SparseVectorParams) -> Result<SparseSpec, Error> {
     let datatype = params.index.as_ref().and_then(|index| index.datatype);
     refuse_datatype(datatype, "SparseIndexConfig.datatype")?;
-    Ok(SparseSpec {
-        idf: params.modifier() == proto::Modifier::Idf,
-    })
+    Ok(SparseSpec { idf: params.modifier() == proto::Modifier::Idf })
 }
 
 fn refuse_datatype(datatype: Option<i32>, feature: &str) -> Result<(), Error> {
-    let plain = [
-        i32::from(proto::Datatype::Default),
-        i32::from(proto::Datatype::Float32),
-    ];
-    refuse_if(
-        datatype.is_some_and(|datatype| !plain.contains(&datatype)),
-        feature,
-    )
+    let plain = [i32::from(proto::Datatype::Default), i32::from(proto::Datatype::Float32)];
+    refuse_if(datatype.is_some_and(|datatype| !plain.contains(&datatype)), feature)
 }
 
 /// Describes a collection and what it holds.
@@ -128,10 +97,7 @@ pub(crate) fn info(spec: &CollectionSpec, shard: ShardInfo) -> proto::Collection
     let payload_schema = shard.payload_schema.into_iter();
     proto::CollectionInfo {
         status: proto::CollectionStatus::Green.into(),
-        optimizer_status: Some(proto::OptimizerStatus {
-            ok: true,
-            error: String::new(),
-        }),
+        optimizer_status: Some(proto::OptimizerStatus { ok: true, error: String::new() }),
         segments_count: shard.segments_count as u64,
         config: Some(proto::CollectionConfig {
             params: Some(params(spec)),
@@ -140,9 +106,7 @@ pub(crate) fn info(spec: &CollectionSpec, shard: ShardInfo) -> proto::Collection
             wal_config: Some(proto::WalConfigDiff::default()),
             ..proto::CollectionConfig::default()
         }),
-        payload_schema: payload_schema
-            .map(|(key, info)| (key.to_string(), schema_info(info)))
-            .collect(),
+        payload_schema: payload_schema.map(|(key, info)| (key.to_string(), schema_info(info))).collect(),
         points_count: Some(shard.points_count as u64),
         indexed_vectors_count: Some(shard.indexed_vectors_count as u64),
         ..proto::CollectionInfo::default()
@@ -167,15 +131,10 @@ fn vectors_config(dense: &BTreeMap<String, DenseSpec>) -> Option<proto::VectorsC
     let config = match unnamed {
         Some(spec) => Config::Params(dense_params(spec)),
         None => Config::ParamsMap(proto::VectorParamsMap {
-            map: dense
-                .iter()
-                .map(|(name, spec)| (name.clone(), dense_params(spec)))
-                .collect(),
+            map: dense.iter().map(|(name, spec)| (name.clone(), dense_params(spec))).collect(),
         }),
     };
-    Some(proto::VectorsConfig {
-        config: Some(config),
-    })
+    Some(proto::VectorsConfig { config: Some(config) })
 }
 
 #[expect(deprecated, reason = "clients still read on_disk")]
@@ -199,10 +158,8 @@ fn sparse_config(sparse: &BTreeMap<String, SparseSpec>) -> Option<proto::SparseV
         return None;
     }
     let map = sparse.iter().map(|(name, spec)| {
-        let params = proto::SparseVectorParams {
-            index: None,
-            modifier: spec.idf.then_some(proto::Modifier::Idf.into()),
-        };
+        let params =
+            proto::SparseVectorParams { index: None, modifier: spec.idf.then_some(proto::Modifier::Idf.into()) };
         (name.clone(), params)
     });
     Some(proto::SparseVectorConfig { map: map.collect() })
@@ -216,8 +173,7 @@ pub(crate) fn field_schema(
     if let Some(params) = params.and_then(|params| params.index_params) {
         return Ok(PayloadFieldSchema::FieldParams(index_params(params)?));
     }
-    let field_type =
-        field_type.ok_or_else(|| Error::invalid("field_type of the payload index is missing"))?;
+    let field_type = field_type.ok_or_else(|| Error::invalid("field_type of the payload index is missing"))?;
     let field_type = proto::FieldType::try_from(field_type)
         .map_err(|_| Error::invalid(format!("unknown field_type {field_type}")))?;
     Ok(PayloadFieldSchema::FieldType(match field_type {
@@ -232,13 +188,9 @@ pub(crate) fn field_schema(
     }))
 }
 
-#[expect(
-    deprecated,
-    reason = "clients still say on_disk, which newer servers call memory"
-)]
+#[expect(deprecated, reason = "clients still say on_disk, which newer servers call memory")]
 fn index_params(params: IndexParams) -> Result<PayloadSchemaParams, Error> {
-    let refuse_nested =
-        |nested: Option<String>| refuse_if(nested.is_some(), "nested in PayloadIndexParams");
+    let refuse_nested = |nested: Option<String>| refuse_if(nested.is_some(), "nested in PayloadIndexParams");
     Ok(match params {
         IndexParams::KeywordIndexParams(params) => {
             refuse_nested(params.nested)?;
@@ -326,26 +278,20 @@ fn schema_info(info: PayloadIndexInfo) -> proto::PayloadSchemaInfo {
 /// Echoes the parameters that say what an index is for; the rest is tuning.
 fn params_to_proto(params: PayloadSchemaParams) -> Option<proto::PayloadIndexParams> {
     let params = match params {
-        PayloadSchemaParams::Keyword(params) => {
-            IndexParams::KeywordIndexParams(proto::KeywordIndexParams {
-                is_tenant: params.is_tenant,
-                ..proto::KeywordIndexParams::default()
-            })
-        }
-        PayloadSchemaParams::Integer(params) => {
-            IndexParams::IntegerIndexParams(proto::IntegerIndexParams {
-                lookup: params.lookup,
-                range: params.range,
-                is_principal: params.is_principal,
-                ..proto::IntegerIndexParams::default()
-            })
-        }
-        PayloadSchemaParams::Float(params) => {
-            IndexParams::FloatIndexParams(proto::FloatIndexParams {
-                is_principal: params.is_principal,
-                ..proto::FloatIndexParams::default()
-            })
-        }
+        PayloadSchemaParams::Keyword(params) => IndexParams::KeywordIndexParams(proto::KeywordIndexParams {
+            is_tenant: params.is_tenant,
+            ..proto::KeywordIndexParams::default()
+        }),
+        PayloadSchemaParams::Integer(params) => IndexParams::IntegerIndexParams(proto::IntegerIndexParams {
+            lookup: params.lookup,
+            range: params.range,
+            is_principal: params.is_principal,
+            ..proto::IntegerIndexParams::default()
+        }),
+        PayloadSchemaParams::Float(params) => IndexParams::FloatIndexParams(proto::FloatIndexParams {
+            is_principal: params.is_principal,
+            ..proto::FloatIndexParams::default()
+        }),
         PayloadSchemaParams::Uuid(params) => IndexParams::UuidIndexParams(proto::UuidIndexParams {
             is_tenant: params.is_tenant,
             ..proto::UuidIndexParams::default()
@@ -355,7 +301,5 @@ fn params_to_proto(params: PayloadSchemaParams) -> Option<proto::PayloadIndexPar
         | PayloadSchemaParams::Geo(_)
         | PayloadSchemaParams::Text(_) => return None,
     };
-    Some(proto::PayloadIndexParams {
-        index_params: Some(params),
-    })
+    Some(proto::PayloadIndexParams { index_params: Some(params) })
 }

@@ -15,8 +15,7 @@ use crate::error::Error;
 
 /// Parses a payload key such as `meta.tags[0]`.
 pub(crate) fn json_path(key: &str) -> Result<JsonPath, Error> {
-    key.parse()
-        .map_err(|()| Error::invalid(format!("Unable to parse key: {key}")))
+    key.parse().map_err(|()| Error::invalid(format!("Unable to parse key: {key}")))
 }
 
 /// Refuses a feature by name if the request asks for it.

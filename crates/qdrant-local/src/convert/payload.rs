@@ -6,9 +6,7 @@ use qdrant_client::qdrant::value::Kind;
 use qdrant_client::qdrant::{ListValue, NullValue, Struct, Value};
 use qdrant_client::qdrant::{WithPayloadSelector, with_payload_selector::SelectorOptions};
 use qdrant_edge::external::serde_json::{self, Map, Number};
-use qdrant_edge::{
-    Payload, PayloadSelector, PayloadSelectorExclude, PayloadSelectorInclude, WithPayloadInterface,
-};
+use qdrant_edge::{Payload, PayloadSelector, PayloadSelectorExclude, PayloadSelectorInclude, WithPayloadInterface};
 
 use super::json_path;
 use crate::error::Error;
@@ -25,38 +23,27 @@ pub(crate) fn to_proto(payload: Payload) -> HashMap<String, Value> {
 
 /// Converts a payload selector; `None` and an empty one mean the API's default,
 /// which is to send no payload.
-pub(crate) fn selector(
-    selector: Option<WithPayloadSelector>,
-) -> Result<WithPayloadInterface, Error> {
+pub(crate) fn selector(selector: Option<WithPayloadSelector>) -> Result<WithPayloadInterface, Error> {
     let paths = |fields: Vec<String>| {
         let paths = fields.iter().map(|field| json_path(field));
         paths.collect::<Result<Vec<_>, _>>()
     };
-    Ok(
-        match selector.and_then(|selector| selector.selector_options) {
-            None => WithPayloadInterface::Bool(false),
-            Some(SelectorOptions::Enable(enable)) => WithPayloadInterface::Bool(enable),
-            Some(SelectorOptions::Include(include)) => {
-                let include = paths(include.fields)?;
-                WithPayloadInterface::Selector(PayloadSelector::Include(PayloadSelectorInclude {
-                    include,
-                }))
-            }
-            Some(SelectorOptions::Exclude(exclude)) => {
-                let exclude = paths(exclude.fields)?;
-                WithPayloadInterface::Selector(PayloadSelector::Exclude(PayloadSelectorExclude {
-                    exclude,
-                }))
-            }
-        },
-    )
+    Ok(match selector.and_then(|selector| selector.selector_options) {
+        None => WithPayloadInterface::Bool(false),
+        Some(SelectorOptions::Enable(enable)) => WithPayloadInterface::Bool(enable),
+        Some(SelectorOptions::Include(include)) => {
+            let include = paths(include.fields)?;
+            WithPayloadInterface::Selector(PayloadSelector::Include(PayloadSelectorInclude { include }))
+        }
+        Some(SelectorOptions::Exclude(exclude)) => {
+            let exclude = paths(exclude.fields)?;
+            WithPayloadInterface::Selector(PayloadSelector::Exclude(PayloadSelectorExclude { exclude }))
+        }
+    })
 }
 
 fn object_to_json(fields: HashMap<String, Value>) -> Result<Map<String, serde_json::Value>, Error> {
-    fields
-        .into_iter()
-        .map(|(key, value)| Ok((key, value_to_json(value)?)))
-        .collect()
+    fields.into_iter().map(|(key, value)| Ok((key, value_to_json(value)?))).collect()
 }
 
 fn value_to_json(value: Value) -> Result<serde_json::Value, Error> {
@@ -77,10 +64,7 @@ fn value_to_json(value: Value) -> Result<serde_json::Value, Error> {
 }
 
 fn object_to_proto(fields: Map<String, serde_json::Value>) -> HashMap<String, Value> {
-    fields
-        .into_iter()
-        .map(|(key, value)| (key, value_to_proto(value)))
-        .collect()
+    fields.into_iter().map(|(key, value)| (key, value_to_proto(value))).collect()
 }
 
 fn value_to_proto(value: serde_json::Value) -> Value {
@@ -93,12 +77,10 @@ fn value_to_proto(value: serde_json::Value) -> Value {
             None => Kind::DoubleValue(value.as_f64().unwrap_or(f64::NAN)),
         },
         serde_json::Value::String(value) => Kind::StringValue(value),
-        serde_json::Value::Array(values) => Kind::ListValue(ListValue {
-            values: values.into_iter().map(value_to_proto).collect(),
-        }),
-        serde_json::Value::Object(fields) => Kind::StructValue(Struct {
-            fields: object_to_proto(fields),
-        }),
+        serde_json::Value::Array(values) => {
+            Kind::ListValue(ListValue { values: values.into_iter().map(value_to_proto).collect() })
+        }
+        serde_json::Value::Object(fields) => Kind::StructValue(Struct { fields: object_to_proto(fields) }),
     };
     Value { kind: Some(kind) }
 }

@@ -26,19 +26,12 @@ pub(crate) fn id_to_proto(id: PointId) -> proto::PointId {
         PointId::NumId(number) => PointIdOptions::Num(number),
         PointId::Uuid(uuid) => PointIdOptions::Uuid(uuid.to_string()),
     };
-    proto::PointId {
-        point_id_options: Some(options),
-    }
+    proto::PointId { point_id_options: Some(options) }
 }
 
 /// Converts a point to be stored.
-pub(crate) fn to_engine(
-    spec: &CollectionSpec,
-    point: proto::PointStruct,
-) -> Result<PointStructPersisted, Error> {
-    let id = point
-        .id
-        .ok_or_else(|| Error::invalid("Empty ID is not allowed"))?;
+pub(crate) fn to_engine(spec: &CollectionSpec, point: proto::PointStruct) -> Result<PointStructPersisted, Error> {
+    let id = point.id.ok_or_else(|| Error::invalid("Empty ID is not allowed"))?;
     Ok(PointStructPersisted {
         id: id_to_engine(id)?,
         vector: vector::to_engine(spec, point.vectors)?,
@@ -75,7 +68,5 @@ fn order_value(value: OrderValue) -> proto::OrderValue {
         OrderValue::Int(value) => proto::order_value::Variant::Int(value),
         OrderValue::Float(value) => proto::order_value::Variant::Float(value),
     };
-    proto::OrderValue {
-        variant: Some(variant),
-    }
+    proto::OrderValue { variant: Some(variant) }
 }

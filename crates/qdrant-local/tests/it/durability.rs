@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use qdrant_client::qdrant::vector_output::Vector as Stored;
 use qdrant_client::qdrant::{
-    CreateAliasBuilder, CreateFieldIndexCollectionBuilder, DeletePointsBuilder, FieldType,
-    GetPointsBuilder, UpsertPointsBuilder,
+    CreateAliasBuilder, CreateFieldIndexCollectionBuilder, DeletePointsBuilder, FieldType, GetPointsBuilder,
+    UpsertPointsBuilder,
 };
 use qdrant_client::{Qdrant, QdrantError};
 use serde_json::json;
@@ -20,9 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::support::{
-    DENSE, SPARSE, connect, create_collection, integer, number, older_than, point,
-};
+use crate::support::{DENSE, SPARSE, connect, create_collection, integer, number, older_than, point};
 
 const COLLECTION: &str = "stream";
 const WRITERS: u64 = 4;
@@ -51,10 +49,7 @@ impl Process {
             .unwrap();
         let mut address = String::new();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        timeout(PATIENCE, stdout.read_line(&mut address))
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(PATIENCE, stdout.read_line(&mut address)).await.unwrap().unwrap();
         let client = Arc::new(connect(&format!("http://{}", address.trim())));
         Self { child, client }
     }
@@ -108,10 +103,7 @@ async fn what_was_acknowledged_survives_a_kill_in_the_middle_of_a_batch() {
             });
         }
         let mut progress = acknowledged.subscribe();
-        timeout(PATIENCE, progress.wait_for(|done| *done >= kill_after))
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(PATIENCE, progress.wait_for(|done| *done >= kill_after)).await.unwrap().unwrap();
         server.kill().await;
         timeout(PATIENCE, writers.join_all()).await.unwrap();
     }
@@ -126,13 +118,7 @@ async fn what_was_acknowledged_survives_a_kill_in_the_middle_of_a_batch() {
 
 /// Overwrites the writer's points with newer and newer versions until the
 /// server is gone.
-async fn write(
-    client: &Qdrant,
-    writer: u64,
-    first_version: i64,
-    ledger: &Ledger,
-    acknowledged: &watch::Sender<usize>,
-) {
+async fn write(client: &Qdrant, writer: u64, first_version: i64, ledger: &Ledger, acknowledged: &watch::Sender<usize>) {
     for (batch, version) in (0..BATCHES).cycle().zip(first_version..) {
         let first = (writer * BATCHES + batch) * BATCH;
         let ids = first..first + BATCH;
@@ -145,18 +131,13 @@ async fn write(
     }
 }
 
-async fn upsert(
-    client: &Qdrant,
-    ids: std::ops::Range<u64>,
-    version: i64,
-) -> Result<(), QdrantError> {
+async fn upsert(client: &Qdrant, ids: std::ops::Range<u64>, version: i64) -> Result<(), QdrantError> {
     let points = ids.map(|id| {
         let payload = json!({"version": version, "text": format!("{id} at {version}")});
         point(id, dense(id, version), &[(1, version as f32)], payload)
     });
-    let request = UpsertPointsBuilder::new(COLLECTION, points.collect::<Vec<_>>())
-        .update_filter(older_than(version))
-        .wait(true);
+    let request =
+        UpsertPointsBuilder::new(COLLECTION, points.collect::<Vec<_>>()).update_filter(older_than(version)).wait(true);
     client.upsert_points(request).await.map(drop)
 }
 
@@ -176,14 +157,9 @@ fn note(ledger: &Ledger, ids: std::ops::Range<u64>, change: impl Fn(&mut Version
 async fn check(client: &Qdrant, ledger: &Ledger) {
     let ledger = ledger.lock().unwrap().clone();
     let ids: Vec<_> = ledger.keys().map(|&id| id.into()).collect();
-    let request = GetPointsBuilder::new(COLLECTION, ids)
-        .with_payload(true)
-        .with_vectors(true);
+    let request = GetPointsBuilder::new(COLLECTION, ids).with_payload(true).with_vectors(true);
     let found = client.get_points(request).await.unwrap().result;
-    let mut found: BTreeMap<_, _> = found
-        .into_iter()
-        .map(|point| (number(point.id.clone()), point))
-        .collect();
+    let mut found: BTreeMap<_, _> = found.into_iter().map(|point| (number(point.id.clone()), point)).collect();
     for (id, versions) in ledger {
         let Some(point) = found.remove(&id) else {
             assert_eq!(versions.acknowledged, 0, "point {id} is lost");

@@ -2,9 +2,8 @@
 
 use qdrant_client::Payload;
 use qdrant_client::qdrant::{
-    CreateAliasBuilder, CreateFieldIndexCollectionBuilder, FieldType, Filter, NamedVectors,
-    PointStruct, Query, QueryPointsBuilder, ScrollPointsBuilder, SetPayloadPoints,
-    UpdateCollection, UpsertPointsBuilder,
+    CreateAliasBuilder, CreateFieldIndexCollectionBuilder, FieldType, Filter, NamedVectors, PointStruct, Query,
+    QueryPointsBuilder, ScrollPointsBuilder, SetPayloadPoints, UpdateCollection, UpsertPointsBuilder,
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -23,10 +22,7 @@ async fn what_is_not_here_is_refused_by_name() {
     let name = fixture.collection().await;
 
     let mut points = fixture.raw_points().await;
-    let request = SetPayloadPoints {
-        collection_name: name.clone(),
-        ..SetPayloadPoints::default()
-    };
+    let request = SetPayloadPoints { collection_name: name.clone(), ..SetPayloadPoints::default() };
     let refused = points.set_payload(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
     assert!(refused.message().contains("qdrant.Points/SetPayload"));
@@ -37,25 +33,11 @@ async fn what_is_not_here_is_refused_by_name() {
     assert_eq!(refused.code(), Code::Unimplemented);
     assert!(refused.message().contains("qdrant.Collections/Update"));
 
-    let by_id = QueryPointsBuilder::new(&name)
-        .query(Query::new_nearest(1_u64))
-        .using(DENSE);
-    assert_status(
-        fixture.client.query(by_id).await,
-        Code::Unimplemented,
-        "VectorInput.id",
-    );
-    assert_status(
-        fixture.client.create_snapshot(&name).await,
-        Code::Unimplemented,
-        "qdrant.Snapshots/Create",
-    );
+    let by_id = QueryPointsBuilder::new(&name).query(Query::new_nearest(1_u64)).using(DENSE);
+    assert_status(fixture.client.query(by_id).await, Code::Unimplemented, "VectorInput.id");
+    assert_status(fixture.client.create_snapshot(&name).await, Code::Unimplemented, "qdrant.Snapshots/Create");
     let too_many = ScrollPointsBuilder::new(&name).limit(1_000_000);
-    assert_status(
-        fixture.client.scroll(too_many).await,
-        Code::InvalidArgument,
-        "limit 1000000",
-    );
+    assert_status(fixture.client.scroll(too_many).await, Code::InvalidArgument, "limit 1000000");
 }
 
 #[tokio::test]
@@ -87,10 +69,7 @@ async fn everything_is_there_after_a_restart() {
     for name in ["kept", "gone"] {
         create_collection(&client, name).await;
     }
-    client
-        .create_alias(CreateAliasBuilder::new("kept", "live"))
-        .await
-        .unwrap();
+    client.create_alias(CreateAliasBuilder::new("kept", "live")).await.unwrap();
     let index = CreateFieldIndexCollectionBuilder::new("kept", "version", FieldType::Integer);
     client.create_field_index(index).await.unwrap();
     let stored = point(1, [1.0; 4], &[(1, 1.0)], json!({"version": 1}));
@@ -106,12 +85,7 @@ async fn everything_is_there_after_a_restart() {
     let client = connect(&format!("http://{}", handle.addr()));
     let collections = client.list_collections().await.unwrap().collections;
     assert_eq!(collections.len(), 1);
-    let info = client
-        .collection_info("live")
-        .await
-        .unwrap()
-        .result
-        .unwrap();
+    let info = client.collection_info("live").await.unwrap().result.unwrap();
     assert_eq!(info.points_count, Some(1));
     assert!(info.payload_schema.contains_key("version"));
     let count = qdrant_client::qdrant::CountPointsBuilder::new("live").filter(Filter::default());
@@ -132,10 +106,6 @@ async fn a_wrong_point_keeps_its_whole_batch_out() {
     let short = NamedVectors::default().add_vector(DENSE, vec![1.0, 2.0]);
     let short = PointStruct::new(2, short, Payload::new());
     let request = UpsertPointsBuilder::new(&name, vec![good, short]);
-    assert_status(
-        fixture.client.upsert_points(request).await,
-        Code::InvalidArgument,
-        "expected dim: 4, got 2",
-    );
+    assert_status(fixture.client.upsert_points(request).await, Code::InvalidArgument, "expected dim: 4, got 2");
     assert_eq!(fixture.count(&name, Filter::default()).await, 0);
 }

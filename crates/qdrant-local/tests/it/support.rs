@@ -9,10 +9,9 @@ use qdrant_client::qdrant::point_id::PointIdOptions;
 use qdrant_client::qdrant::points_client::PointsClient;
 use qdrant_client::qdrant::value::Kind;
 use qdrant_client::qdrant::{
-    Condition, CountPointsBuilder, CreateCollectionBuilder, Distance, Filter, GetPointsBuilder,
-    ListValue, Modifier, NamedVectors, PointId, PointStruct, Range, RetrievedPoint,
-    SparseVectorParamsBuilder, SparseVectorsConfigBuilder, Struct, UpsertPointsBuilder, Value,
-    Vector, VectorParamsBuilder, VectorsConfigBuilder,
+    Condition, CountPointsBuilder, CreateCollectionBuilder, Distance, Filter, GetPointsBuilder, ListValue, Modifier,
+    NamedVectors, PointId, PointStruct, Range, RetrievedPoint, SparseVectorParamsBuilder, SparseVectorsConfigBuilder,
+    Struct, UpsertPointsBuilder, Value, Vector, VectorParamsBuilder, VectorsConfigBuilder,
 };
 use qdrant_client::{Payload, Qdrant, QdrantError};
 use tempfile::TempDir;
@@ -42,21 +41,13 @@ impl Fixture {
     /// Connects to the server under test.
     pub(crate) async fn new() -> Self {
         if let Ok(url) = std::env::var("WAYBILL_TEST_QDRANT_URL") {
-            return Self {
-                client: connect(&url),
-                url,
-                _server: None,
-            };
+            return Self { client: connect(&url), url, _server: None };
         }
         let dir = TempDir::new().unwrap();
         let stop = CancellationToken::new();
         let handle = start(&dir, stop.clone()).await.unwrap();
         let url = format!("http://{}", handle.addr());
-        Self {
-            client: connect(&url),
-            url,
-            _server: Some((stop.drop_guard(), dir)),
-        }
+        Self { client: connect(&url), url, _server: Some((stop.drop_guard(), dir)) }
     }
 
     /// Makes the generated client, for requests `Qdrant` has no method for.
@@ -79,36 +70,19 @@ impl Fixture {
 
     /// Stores points unconditionally.
     pub(crate) async fn upsert(&self, collection: &str, points: Vec<PointStruct>) {
-        self.client
-            .upsert_points(UpsertPointsBuilder::new(collection, points).wait(true))
-            .await
-            .unwrap();
+        self.client.upsert_points(UpsertPointsBuilder::new(collection, points).wait(true)).await.unwrap();
     }
 
     /// Fetches one point with payload and vectors.
-    pub(crate) async fn get(
-        &self,
-        collection: &str,
-        id: impl Into<PointId>,
-    ) -> Option<RetrievedPoint> {
-        let request = GetPointsBuilder::new(collection, vec![id.into()])
-            .with_payload(true)
-            .with_vectors(true);
+    pub(crate) async fn get(&self, collection: &str, id: impl Into<PointId>) -> Option<RetrievedPoint> {
+        let request = GetPointsBuilder::new(collection, vec![id.into()]).with_payload(true).with_vectors(true);
         self.client.get_points(request).await.unwrap().result.pop()
     }
 
     /// Counts the points that match.
     pub(crate) async fn count(&self, collection: &str, filter: Filter) -> u64 {
-        let request = CountPointsBuilder::new(collection)
-            .filter(filter)
-            .exact(true);
-        self.client
-            .count(request)
-            .await
-            .unwrap()
-            .result
-            .unwrap()
-            .count
+        let request = CountPointsBuilder::new(collection).filter(filter).exact(true);
+        self.client.count(request).await.unwrap().result.unwrap().count
     }
 }
 
@@ -121,11 +95,7 @@ pub(crate) async fn start(dir: &TempDir, stop: CancellationToken) -> Result<Hand
 /// Makes a client. It doesn't compare versions: doing so blocks the thread that
 /// an in-process server runs on.
 pub(crate) fn connect(url: &str) -> Qdrant {
-    Qdrant::from_url(url)
-        .timeout(PATIENCE)
-        .skip_compatibility_check()
-        .build()
-        .unwrap()
+    Qdrant::from_url(url).timeout(PATIENCE).skip_compatibility_check().build().unwrap()
 }
 
 /// Creates the collection that [`Fixture::collection`] describes.
@@ -133,13 +103,8 @@ pub(crate) async fn create_collection(client: &Qdrant, name: &str) {
     let mut dense = VectorsConfigBuilder::default();
     dense.add_named_vector_params(DENSE, VectorParamsBuilder::new(4, Distance::Dot));
     let mut sparse = SparseVectorsConfigBuilder::default();
-    sparse.add_named_vector_params(
-        SPARSE,
-        SparseVectorParamsBuilder::default().modifier(Modifier::Idf),
-    );
-    let request = CreateCollectionBuilder::new(name)
-        .vectors_config(dense)
-        .sparse_vectors_config(sparse);
+    sparse.add_named_vector_params(SPARSE, SparseVectorParamsBuilder::default().modifier(Modifier::Idf));
+    let request = CreateCollectionBuilder::new(name).vectors_config(dense).sparse_vectors_config(sparse);
     client.create_collection(request).await.unwrap();
 }
 
@@ -157,9 +122,7 @@ pub(crate) fn point(
     sparse: &[(u32, f32)],
     payload: serde_json::Value,
 ) -> PointStruct {
-    let vectors = NamedVectors::default()
-        .add_vector(DENSE, dense.to_vec())
-        .add_vector(SPARSE, Vector::from(sparse));
+    let vectors = NamedVectors::default().add_vector(DENSE, dense.to_vec()).add_vector(SPARSE, Vector::from(sparse));
     PointStruct::new(id, vectors, object(payload))
 }
 
@@ -185,25 +148,17 @@ fn value(json: serde_json::Value) -> Value {
             None => Kind::DoubleValue(value.as_f64().unwrap()),
         },
         serde_json::Value::String(value) => Kind::StringValue(value),
-        serde_json::Value::Array(values) => Kind::ListValue(ListValue {
-            values: values.into_iter().map(value).collect(),
-        }),
-        object @ serde_json::Value::Object(_) => Kind::StructValue(Struct {
-            fields: fields(object),
-        }),
+        serde_json::Value::Array(values) => {
+            Kind::ListValue(ListValue { values: values.into_iter().map(value).collect() })
+        }
+        object @ serde_json::Value::Object(_) => Kind::StructValue(Struct { fields: fields(object) }),
     };
     Value { kind: Some(kind) }
 }
 
 /// Matches points whose `version` is below `version`.
 pub(crate) fn older_than(version: i64) -> Filter {
-    Filter::must([Condition::range(
-        "version",
-        Range {
-            lt: Some(version as f64),
-            ..Range::default()
-        },
-    )])
+    Filter::must([Condition::range("version", Range { lt: Some(version as f64), ..Range::default() })])
 }
 
 /// Returns the integer a point holds under `key`.

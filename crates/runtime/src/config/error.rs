@@ -11,14 +11,7 @@ use super::{ENV_PREFIX, ENV_SEPARATOR};
 const SUGGEST_FROM: f64 = 0.75;
 
 /// Parts of a key's last name that mark its value as not for a terminal.
-const SECRET_NAMES: [&str; 6] = [
-    "password",
-    "secret",
-    "token",
-    "api_key",
-    "apikey",
-    "credential",
-];
+const SECRET_NAMES: [&str; 6] = ["password", "secret", "token", "api_key", "apikey", "credential"];
 
 /// Says what is wrong with the configuration and how to mend it, on one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,18 +54,8 @@ impl ConfigError {
     #[must_use]
     pub fn invalid(key: impl Into<String>, value: impl Display, problem: &str, fix: &str) -> Self {
         let key = key.into();
-        let value = if is_secret(&key) {
-            "[hidden]".to_owned()
-        } else {
-            redact_url(&value.to_string())
-        };
-        Self {
-            key: Some(key),
-            value: Some(value),
-            origin: None,
-            problem: problem.to_owned(),
-            fix: fix.to_owned(),
-        }
+        let value = if is_secret(&key) { "[hidden]".to_owned() } else { redact_url(&value.to_string()) };
+        Self { key: Some(key), value: Some(value), origin: None, problem: problem.to_owned(), fix: fix.to_owned() }
     }
 
     pub(super) fn general(origin: &str, problem: &str, fix: &str) -> Self {
@@ -94,67 +77,38 @@ impl ConfigError {
         }
         let key = path.join(".");
         let found = figment.find_value(&key).ok();
-        let origin = found
-            .as_ref()
-            .and_then(|value| figment.get_metadata(value.tag()))
-            .or(error.metadata.as_ref())
-            .map(|metadata| match &metadata.source {
-                Some(Source::File(file)) => format!("file {}", file.display()),
-                _ => metadata.name.to_string(),
-            });
+        let origin =
+            found.as_ref().and_then(|value| figment.get_metadata(value.tag())).or(error.metadata.as_ref()).map(
+                |metadata| match &metadata.source {
+                    Some(Source::File(file)) => format!("file {}", file.display()),
+                    _ => metadata.name.to_string(),
+                },
+            );
         let (problem, fix) = explain(&error.kind, &key);
         if path.is_empty() {
-            return Self {
-                key: None,
-                value: None,
-                origin,
-                problem,
-                fix,
-            };
+            return Self { key: None, value: None, origin, problem, fix };
         }
-        let value = found.map(|value| {
-            if is_secret(&key) {
-                "[hidden]".to_owned()
-            } else {
-                show(&value)
-            }
-        });
-        Self {
-            key: Some(key),
-            value,
-            origin,
-            problem,
-            fix,
-        }
+        let value = found.map(|value| if is_secret(&key) { "[hidden]".to_owned() } else { show(&value) });
+        Self { key: Some(key), value, origin, problem, fix }
     }
 }
 
 fn explain(kind: &Kind, key: &str) -> (String, String) {
     match kind {
-        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => (
-            format!("is {}", article(found)),
-            format!("write {}", describe(expected)),
-        ),
-        Kind::InvalidLength(found, expected) => {
-            (format!("has {found} items"), format!("write {expected}"))
+        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
+            (format!("is {}", article(found)), format!("write {}", describe(expected)))
         }
-        Kind::UnknownField(name, known) => (
-            "there is no such key".to_owned(),
-            format!("{}known here: {}", suggest(name, known), known.join(", ")),
-        ),
+        Kind::InvalidLength(found, expected) => (format!("has {found} items"), format!("write {expected}")),
+        Kind::UnknownField(name, known) => {
+            ("there is no such key".to_owned(), format!("{}known here: {}", suggest(name, known), known.join(", ")))
+        }
         Kind::UnknownVariant(name, known) => (
             "is not one of the choices".to_owned(),
             format!("{}choose from: {}", suggest(name, known), known.join(", ")),
         ),
         Kind::MissingField(_) => {
-            let variable = format!(
-                "{ENV_PREFIX}{}",
-                key.replace('.', ENV_SEPARATOR).to_uppercase()
-            );
-            (
-                "is missing".to_owned(),
-                format!("set it in the file or as {variable}"),
-            )
+            let variable = format!("{ENV_PREFIX}{}", key.replace('.', ENV_SEPARATOR).to_uppercase());
+            ("is missing".to_owned(), format!("set it in the file or as {variable}"))
         }
         // Our own types write "problem; fix", the types of others whatever they like.
         Kind::Message(message) => match message.split_once("; ") {

@@ -40,10 +40,7 @@ impl Loader {
     /// Makes a loader that reads these variables in place of the environment.
     #[must_use]
     pub fn from_variables(variables: impl IntoIterator<Item = (String, String)>) -> Self {
-        Self {
-            variables: variables.into_iter().collect(),
-            ..Self::default()
-        }
+        Self { variables: variables.into_iter().collect(), ..Self::default() }
     }
 
     /// Reads this file too, below the environment.
@@ -93,23 +90,15 @@ impl Loader {
         if let Some(path) = &self.toml_file {
             let origin = format!("file {}", path.display());
             if !path.is_file() {
-                return Err(ConfigError::general(
-                    &origin,
-                    "there is no such file",
-                    "create it, or leave it out",
-                ));
+                return Err(ConfigError::general(&origin, "there is no such file", "create it, or leave it out"));
             }
             let toml = Toml::file_exact(path);
-            let mut data = toml.data().map_err(|error| {
-                ConfigError::general(&origin, &error.kind.to_string(), "mend the TOML")
-            })?;
+            let mut data =
+                toml.data().map_err(|error| ConfigError::general(&origin, &error.kind.to_string(), "mend the TOML"))?;
             for dict in data.values_mut() {
                 learnt.move_files(dict, "");
             }
-            figment = figment.merge(Layer {
-                metadata: toml.metadata(),
-                data,
-            });
+            figment = figment.merge(Layer { metadata: toml.metadata(), data });
         }
         for (variable, key) in &self.aliases {
             if let Some((name, value)) = self.variables.iter().find(|(name, _)| name == variable) {
@@ -126,9 +115,7 @@ impl Loader {
 
     fn key_of(&self, name: &str, value: &str) -> Option<String> {
         let rest = name.strip_prefix(ENV_PREFIX)?;
-        let reserved = NOT_KEYS.contains(&name)
-            || name.starts_with(NOT_KEYS_PREFIX)
-            || self.ignored.contains(&name);
+        let reserved = NOT_KEYS.contains(&name) || name.starts_with(NOT_KEYS_PREFIX) || self.ignored.contains(&name);
         // Kubernetes tells every pod of a Service `waybill-relay` in WAYBILL_RELAY_SERVICE_HOST
         // and five more: those are not for us.
         let service_link = name.ends_with("_SERVICE_HOST")
@@ -157,16 +144,11 @@ impl Learnt {
         let key = error.path.join(".");
         match &error.kind {
             Kind::InvalidType(found, _) if !matches!(found, Actual::Str(_)) => {
-                let from_variable = error
-                    .metadata
-                    .as_ref()
-                    .is_some_and(|metadata| metadata.source.is_none());
+                let from_variable = error.metadata.as_ref().is_some_and(|metadata| metadata.source.is_none());
                 from_variable && self.texts.insert(key)
             }
             Kind::UnknownField(field, known) => {
-                let is_file = field
-                    .strip_suffix(FILE_SUFFIX)
-                    .is_some_and(|stem| known.contains(&stem));
+                let is_file = field.strip_suffix(FILE_SUFFIX).is_some_and(|stem| known.contains(&stem));
                 let mut path = error.path.clone();
                 if path.last() != Some(field) {
                     path.push(field.clone());
@@ -181,10 +163,7 @@ impl Learnt {
     fn move_files(&self, dict: &mut Dict, section: &str) {
         for key in &self.files {
             let (parent, field) = key.rsplit_once('.').unwrap_or(("", key));
-            let Some(stem) = field
-                .strip_suffix(FILE_SUFFIX)
-                .filter(|_| parent == section)
-            else {
+            let Some(stem) = field.strip_suffix(FILE_SUFFIX).filter(|_| parent == section) else {
                 continue;
             };
             // Both in one layer is for the person to decide: it stays an unknown key.
@@ -192,19 +171,12 @@ impl Learnt {
                 continue;
             }
             if let Some(path) = dict.remove(field) {
-                dict.insert(
-                    stem.to_owned(),
-                    Value::from(Dict::from([("file".to_owned(), path)])),
-                );
+                dict.insert(stem.to_owned(), Value::from(Dict::from([("file".to_owned(), path)])));
             }
         }
         for (name, value) in dict.iter_mut() {
             if let Value::Dict(_, inner) = value {
-                let section = if section.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{section}.{name}")
-                };
+                let section = if section.is_empty() { name.clone() } else { format!("{section}.{name}") };
                 self.move_files(inner, &section);
             }
         }
@@ -228,11 +200,7 @@ impl Provider for Layer {
 }
 
 fn variable_layer(name: &str, key: &str, text: &str, learnt: &Learnt) -> Layer {
-    let parsed = if learnt.texts.contains(key) {
-        None
-    } else {
-        text.parse::<Value>().ok()
-    };
+    let parsed = if learnt.texts.contains(key) { None } else { text.parse::<Value>().ok() };
     let value = match parsed {
         // A table is said with one variable per key; a text with braces is a password.
         None | Some(Value::Dict(..)) => Value::from(text),

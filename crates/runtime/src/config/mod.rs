@@ -41,11 +41,7 @@ pub fn load<T: DeserializeOwned>(toml_path: Option<&Path>) -> Result<T, ConfigEr
 /// When the type can't be written as TOML, such as a map with keys that aren't strings.
 pub fn render_redacted<T: Serialize>(config: &T) -> Result<String, ConfigError> {
     toml::to_string_pretty(config).map_err(|error| {
-        ConfigError::general(
-            "the effective configuration",
-            &error.to_string(),
-            "report this as a bug",
-        )
+        ConfigError::general("the effective configuration", &error.to_string(), "report this as a bug")
     })
 }
 

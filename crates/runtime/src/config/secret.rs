@@ -43,11 +43,7 @@ impl Serialize for Secret {
 
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer
-            .deserialize_any(TextOrFile {
-                expecting: "a text, or { file = \"path\" }",
-            })
-            .map(Self)
+        deserializer.deserialize_any(TextOrFile { expecting: "a text, or { file = \"path\" }" }).map(Self)
     }
 }
 
@@ -109,9 +105,7 @@ impl Serialize for SecretUrl {
 
 impl<'de> Deserialize<'de> for SecretUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = deserializer.deserialize_any(TextOrFile {
-            expecting: "a URL, or { file = \"path\" }",
-        })?;
+        let text = deserializer.deserialize_any(TextOrFile { expecting: "a URL, or { file = \"path\" }" })?;
         // Empty is how a layer takes back what a lower one set.
         if text.expose_secret().is_empty() {
             return Ok(Self::default());
@@ -130,9 +124,8 @@ pub(super) fn redact_url(text: &str) -> String {
         // Somebody forgot the scheme: the password is as secret as ever.
         None => ("", text),
     };
-    let credentials = rest
-        .rsplit_once('@')
-        .and_then(|(credentials, host)| Some((credentials.split_once(':')?.0, host)));
+    let credentials =
+        rest.rsplit_once('@').and_then(|(credentials, host)| Some((credentials.split_once(':')?.0, host)));
     let rest = match credentials {
         Some((user, host)) => Cow::Owned(format!("{user}:{HIDDEN}@{host}")),
         None => Cow::Borrowed(rest),
@@ -146,12 +139,7 @@ pub(super) fn redact_url(text: &str) -> String {
 
 fn redact_parameter(pair: &str) -> Cow<'_, str> {
     match pair.split_once('=') {
-        Some((name, _))
-            if matches!(
-                name,
-                "password" | "sslpassword" | "api_key" | "api-key" | "token"
-            ) =>
-        {
+        Some((name, _)) if matches!(name, "password" | "sslpassword" | "api_key" | "api-key" | "token") => {
             Cow::Owned(format!("{name}={HIDDEN}"))
         }
         _ => Cow::Borrowed(pair),

@@ -21,12 +21,7 @@ pub(super) struct CallBody {
 
 impl CallBody {
     pub(super) fn new(inner: Body, call: Call, stop: CancellationToken) -> Self {
-        Self {
-            inner,
-            call,
-            stop: Box::pin(stop.cancelled_owned()),
-            ended: false,
-        }
+        Self { inner, call, stop: Box::pin(stop.cancelled_owned()), ended: false }
     }
 
     /// Ends the stream with `status`, dropping what produced it.
@@ -46,10 +41,7 @@ impl HttpBody for CallBody {
     type Data = bytes::Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
         let this = &mut *self;
         if this.ended {
             return Poll::Ready(None);
@@ -57,9 +49,7 @@ impl HttpBody for CallBody {
         let polled = {
             let span = this.call.span().clone();
             let _in_span = span.enter();
-            catch_unwind(AssertUnwindSafe(|| {
-                Pin::new(&mut this.inner).poll_frame(cx)
-            }))
+            catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.inner).poll_frame(cx)))
         };
         match polled {
             Err(panic) => {

@@ -52,10 +52,7 @@ impl<S> Layer<S> for CallLayer {
     type Service = CallService<S>;
 
     fn layer(&self, inner: S) -> CallService<S> {
-        CallService {
-            inner,
-            options: self.clone(),
-        }
+        CallService { inner, options: self.clone() }
     }
 }
 
@@ -92,9 +89,8 @@ where
         };
         request.extensions_mut().insert(call.id.clone());
         Box::pin(async move {
-            let handled = AssertUnwindSafe(async move { inner.call(request).await })
-                .catch_unwind()
-                .instrument(call.span.clone());
+            let handled =
+                AssertUnwindSafe(async move { inner.call(request).await }).catch_unwind().instrument(call.span.clone());
             let response = match stop.run_until_cancelled(handled).await {
                 Some(Ok(response)) => response?,
                 Some(Err(panic)) => call.panicked(&*panic).into_http(),
@@ -107,11 +103,7 @@ where
 
 /// The status of a call that the server's stop has cut short.
 pub(super) fn stopped() -> Status {
-    status::unavailable(
-        "SHUTTING_DOWN",
-        "the server is stopping, call again to reach another or its successor",
-        None,
-    )
+    status::unavailable("SHUTTING_DOWN", "the server is stopping, call again to reach another or its successor", None)
 }
 
 /// One call, from its headers to its status.
@@ -136,14 +128,7 @@ impl Call {
             request_id = %id,
         );
         trace::adopt(&span, request.headers(), &id);
-        Self {
-            method,
-            id,
-            span,
-            started: Instant::now(),
-            limit_key,
-            logged: false,
-        }
+        Self { method, id, span, started: Instant::now(), limit_key, logged: false }
     }
 
     pub(super) fn span(&self) -> &Span {
@@ -167,11 +152,7 @@ impl Call {
     pub(super) fn panicked(&self, panic: &(dyn std::any::Any + Send)) -> Status {
         let _in_span = self.span.enter();
         tracing::error!(method = %self.method, panic = panic_text(panic), "handler panicked");
-        status::with_reason(
-            Code::Internal,
-            "INTERNAL",
-            "internal error, the server's log has it under this request id",
-        )
+        status::with_reason(Code::Internal, "INTERNAL", "internal error, the server's log has it under this request id")
     }
 
     /// Reads the status in `headers` (or trailers), replaces it where tonic's own is
@@ -192,15 +173,8 @@ impl Call {
     /// Returns what to say in place of a status that tonic made and that helps nobody.
     fn better(&self, status: &Status) -> Option<Status> {
         if status.code() == Code::Unimplemented && status.message().is_empty() {
-            let message = format!(
-                "this server has no method {}, reflection lists those it has",
-                self.method
-            );
-            return Some(status::with_reason(
-                Code::Unimplemented,
-                "UNKNOWN_METHOD",
-                message,
-            ));
+            let message = format!("this server has no method {}, reflection lists those it has", self.method);
+            return Some(status::with_reason(Code::Unimplemented, "UNKNOWN_METHOD", message));
         }
         decode::rewrite(status, self.limit_key)
     }

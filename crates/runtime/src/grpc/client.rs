@@ -20,13 +20,9 @@ pub fn channel(url: &str) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(url.to_owned())
         .ok()
         .filter(|endpoint| matches!(endpoint.uri().scheme_str(), Some("http" | "https")))
-        .with_context(|| {
-            format!("{url:?} is not a gRPC address: write http://HOST:PORT or https://HOST:PORT")
-        })?;
+        .with_context(|| format!("{url:?} is not a gRPC address: write http://HOST:PORT or https://HOST:PORT"))?;
     let endpoint = if endpoint.uri().scheme_str() == Some("https") {
-        endpoint
-            .tls_config(ClientTlsConfig::new().with_native_roots())
-            .context("set up TLS")?
+        endpoint.tls_config(ClientTlsConfig::new().with_native_roots()).context("set up TLS")?
     } else {
         endpoint
     };

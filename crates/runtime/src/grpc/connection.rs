@@ -19,24 +19,14 @@ const MAX_CONNECTIONS: usize = 768;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts connections until dropped, which closes the listener. `cut` ends every one of them.
-pub(super) fn incoming(
-    listener: TcpListener,
-    cut: CancellationToken,
-) -> impl Stream<Item = io::Result<Connection>> {
+pub(super) fn incoming(listener: TcpListener, cut: CancellationToken) -> impl Stream<Item = io::Result<Connection>> {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    futures::stream::unfold(
-        (listener, slots, cut),
-        |(listener, slots, cut)| async move {
-            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-            let stream = accept(&listener).await;
-            let connection = Connection {
-                stream,
-                cut: Box::pin(cut.clone().cancelled_owned()),
-                _slot: slot,
-            };
-            Some((Ok(connection), (listener, slots, cut)))
-        },
-    )
+    futures::stream::unfold((listener, slots, cut), |(listener, slots, cut)| async move {
+        let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+        let stream = accept(&listener).await;
+        let connection = Connection { stream, cut: Box::pin(cut.clone().cancelled_owned()), _slot: slot };
+        Some((Ok(connection), (listener, slots, cut)))
+    })
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
@@ -83,11 +73,7 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.is_cut(cx) {
             return Poll::Ready(Err(aborted()));
         }
@@ -96,11 +82,7 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.is_cut(cx) {
             return Poll::Ready(Err(aborted()));
         }

@@ -24,24 +24,17 @@ pub(crate) fn rewrite(status: &Status, limit_key: Option<&str>) -> Option<Status
             let (_, sizes) = message.split_once(TOO_LARGE)?;
             Some(too_large(sizes, limit_key))
         }
-        Code::ResourceExhausted if message.contains(TOO_LARGE_DECOMPRESSED) => Some(too_large(
-            "larger than the limit after decompression",
-            limit_key,
-        )),
+        Code::ResourceExhausted if message.contains(TOO_LARGE_DECOMPRESSED) => {
+            Some(too_large("larger than the limit after decompression", limit_key))
+        }
         Code::Internal => {
             if let Some(cause) = message.strip_prefix(MALFORMED) {
                 return Some(malformed(cause));
             }
-            let framing =
-                message == MISSING || message == CUT_SHORT || message.starts_with(BAD_FRAME);
+            let framing = message == MISSING || message == CUT_SHORT || message.starts_with(BAD_FRAME);
             framing.then(|| {
                 let text = format!("the request is not a whole gRPC message: {message}");
-                build(
-                    Code::InvalidArgument,
-                    "MALFORMED_MESSAGE",
-                    text,
-                    ErrorDetails::new(),
-                )
+                build(Code::InvalidArgument, "MALFORMED_MESSAGE", text, ErrorDetails::new())
             })
         }
         _ => None,
@@ -63,12 +56,7 @@ fn malformed(cause: &str) -> Status {
     let (path, what) = field_path(cause);
     if path.is_empty() {
         let text = format!("the request is not a valid Protobuf message: {what}");
-        return build(
-            Code::InvalidArgument,
-            "MALFORMED_MESSAGE",
-            text,
-            ErrorDetails::new(),
-        );
+        return build(Code::InvalidArgument, "MALFORMED_MESSAGE", text, ErrorDetails::new());
     }
     let text = format!("{path}: {what} (in {cause})");
     let details = ErrorDetails::with_bad_request_violation(path, what);
@@ -84,9 +72,7 @@ fn field_path(cause: &str) -> (String, &str) {
         let Some((message, field)) = step.split_once('.') else {
             break;
         };
-        let is_name = |name: &str| {
-            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-        };
+        let is_name = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         if !is_name(message) || !is_name(field) {
             break;
         }

@@ -20,11 +20,7 @@ struct State {
 
 impl Health {
     pub(super) fn new(services: &'static [&'static str]) -> Self {
-        Self(Arc::new(State {
-            reporter: HealthReporter::new(),
-            services,
-            stopped: Mutex::new(false),
-        }))
+        Self(Arc::new(State { reporter: HealthReporter::new(), services, stopped: Mutex::new(false) }))
     }
 
     /// Says whether `service` (its full gRPC name) takes calls. Has no effect once the
@@ -56,11 +52,7 @@ impl Health {
     }
 
     async fn write(&self, service: &str, serving: bool) {
-        let status = if serving {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        };
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         self.0.reporter.set_service_status(service, status).await;
     }
 }

@@ -43,12 +43,7 @@ impl GrpcOptions {
     /// Makes options for `services`, described by `descriptor_set`.
     #[must_use]
     pub fn new(services: &'static [&'static str], descriptor_set: &'static [u8]) -> Self {
-        Self {
-            services,
-            descriptor_set,
-            limit_key: None,
-            health: Health::new(services),
-        }
+        Self { services, descriptor_set, limit_key: None, health: Health::new(services) }
     }
 
     /// Names the configuration key of the message size limit ("ingestion.max_message_bytes").
@@ -74,12 +69,7 @@ impl GrpcOptions {
 ///
 /// # Errors
 /// When `descriptor_set` is not a descriptor set.
-pub async fn serve(
-    listener: TcpListener,
-    routes: Routes,
-    opts: GrpcOptions,
-    shutdown: Shutdown,
-) -> anyhow::Result<()> {
+pub async fn serve(listener: TcpListener, routes: Routes, opts: GrpcOptions, shutdown: Shutdown) -> anyhow::Result<()> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(opts.descriptor_set)
@@ -87,18 +77,11 @@ pub async fn serve(
     };
     let routes = routes
         .add_service(reflection().build_v1().context("read the descriptor set")?)
-        .add_service(
-            reflection()
-                .build_v1alpha()
-                .context("read the descriptor set")?,
-        )
+        .add_service(reflection().build_v1alpha().context("read the descriptor set")?)
         .add_service(opts.health.server());
 
     opts.health.start().await;
-    let stops = Stops {
-        hard: shutdown.hard(),
-        watches: CancellationToken::new(),
-    };
+    let stops = Stops { hard: shutdown.hard(), watches: CancellationToken::new() };
     let cut = CancellationToken::new();
     let soft = shutdown.soft();
     let stopping = async {

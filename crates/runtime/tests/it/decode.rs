@@ -15,30 +15,16 @@ use waybill_runtime::status::from_decode;
 use crate::echo::{LONG, RawEcho, RawItem, Running, echo, start, within};
 
 fn invalid_uri() -> RawEcho {
-    RawEcho {
-        text: b"fine".to_vec(),
-        item: Some(RawItem {
-            uri: vec![0xc3, 0x28],
-        }),
-    }
+    RawEcho { text: b"fine".to_vec(), item: Some(RawItem { uri: vec![0xc3, 0x28] }) }
 }
 
 fn assert_malformed_uri(status: &Status) {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
-    assert!(
-        status
-            .message()
-            .starts_with("item.uri: invalid string value"),
-        "{}",
-        status.message()
-    );
+    assert!(status.message().starts_with("item.uri: invalid string value"), "{}", status.message());
     let details = status.get_error_details();
     let violations = &details.bad_request().expect("BadRequest").field_violations;
     assert_eq!(violations[0].field, "item.uri");
-    assert_eq!(
-        details.error_info().expect("ErrorInfo").reason,
-        "MALFORMED_MESSAGE"
-    );
+    assert_eq!(details.error_info().expect("ErrorInfo").reason, "MALFORMED_MESSAGE");
 }
 
 fn assert_too_large(status: &Status, found: &str) {
@@ -47,14 +33,7 @@ fn assert_too_large(status: &Status, found: &str) {
     assert!(message.contains(found), "{message}");
     assert!(message.contains("the limit is: 1024 bytes"), "{message}");
     assert!(message.contains("`echo.max_message_bytes`"), "{message}");
-    assert_eq!(
-        status
-            .get_error_details()
-            .error_info()
-            .expect("ErrorInfo")
-            .reason,
-        "MESSAGE_TOO_LARGE"
-    );
+    assert_eq!(status.get_error_details().error_info().expect("ErrorInfo").reason, "MESSAGE_TOO_LARGE");
 }
 
 #[tokio::test]
@@ -62,18 +41,9 @@ async fn invalid_utf8_names_the_field() {
     let server = start(LONG).await;
     assert_malformed_uri(&server.unary(invalid_uri()).await.expect_err("unary"));
 
-    let good = RawEcho {
-        text: b"good".to_vec(),
-        item: None,
-    };
-    let mut answers = server
-        .stream(futures::stream::iter([good, invalid_uri()]))
-        .await
-        .expect("stream");
-    assert_eq!(
-        answers.next().await.expect("first").expect("ok").text,
-        "good"
-    );
+    let good = RawEcho { text: b"good".to_vec(), item: None };
+    let mut answers = server.stream(futures::stream::iter([good, invalid_uri()])).await.expect("stream");
+    assert_eq!(answers.next().await.expect("first").expect("ok").text, "good");
     assert_malformed_uri(&answers.next().await.expect("second").expect_err("stream"));
     server.stop().await;
 }
@@ -82,32 +52,12 @@ async fn invalid_utf8_names_the_field() {
 async fn a_message_over_the_limit_names_limit_and_key() {
     let server = start(LONG).await;
     let large = echo(&"x".repeat(2_000));
-    assert_too_large(
-        &server.unary(large.clone()).await.expect_err("unary"),
-        "found 2003 bytes",
-    );
+    assert_too_large(&server.unary(large.clone()).await.expect_err("unary"), "found 2003 bytes");
 
-    let mut answers = server
-        .stream(futures::stream::iter([echo("good"), large]))
-        .await
-        .expect("stream");
-    assert_eq!(
-        answers.next().await.expect("first").expect("ok").text,
-        "good"
-    );
-    assert_too_large(
-        &answers.next().await.expect("second").expect_err("stream"),
-        "found 2003 bytes",
-    );
-    assert_eq!(
-        server
-            .unary(echo("still here"))
-            .await
-            .expect("call")
-            .into_inner()
-            .text,
-        "still here"
-    );
+    let mut answers = server.stream(futures::stream::iter([echo("good"), large])).await.expect("stream");
+    assert_eq!(answers.next().await.expect("first").expect("ok").text, "good");
+    assert_too_large(&answers.next().await.expect("second").expect_err("stream"), "found 2003 bytes");
+    assert_eq!(server.unary(echo("still here")).await.expect("call").into_inner().text, "still here");
     server.stop().await;
 }
 
@@ -116,10 +66,7 @@ async fn a_claim_of_a_gigabyte_is_refused_before_it_is_sent() {
     let server = start(LONG).await;
     for method in ["Unary", "Stream"] {
         let claim = [0, 0x40, 0, 0, 0, 1, 2, 3];
-        assert_too_large(
-            &send_raw(&server, method, &claim, End::Open).await,
-            "found 1073741824 bytes",
-        );
+        assert_too_large(&send_raw(&server, method, &claim, End::Open).await, "found 1073741824 bytes");
     }
     server.stop().await;
 }
@@ -134,11 +81,7 @@ async fn broken_framing_is_the_callers_fault() {
     ];
     for (bytes, said) in cases {
         let status = send_raw(&server, "Unary", bytes, End::Closed).await;
-        assert_eq!(
-            status.code(),
-            Code::InvalidArgument,
-            "{bytes:?}: {status:?}"
-        );
+        assert_eq!(status.code(), Code::InvalidArgument, "{bytes:?}: {status:?}");
         assert!(status.message().contains(said), "{bytes:?}: {status:?}");
     }
     server.stop().await;
@@ -154,28 +97,12 @@ async fn a_handlers_own_status_is_left_alone() {
 
 #[test]
 fn a_handler_can_translate_by_itself() {
-    let malformed = Status::internal(
-        "failed to decode Protobuf message: Put.uri: invalid string value: not UTF-8",
-    );
+    let malformed = Status::internal("failed to decode Protobuf message: Put.uri: invalid string value: not UTF-8");
     let translated = from_decode(malformed);
     assert_eq!(translated.code(), Code::InvalidArgument);
-    assert_eq!(
-        translated
-            .get_error_details()
-            .bad_request()
-            .expect("BadRequest")
-            .field_violations[0]
-            .field,
-        "uri"
-    );
-    assert_eq!(
-        from_decode(Status::internal("database is gone")).code(),
-        Code::Internal
-    );
-    assert_eq!(
-        from_decode(Status::out_of_range("offset 7 is past the end")).code(),
-        Code::OutOfRange
-    );
+    assert_eq!(translated.get_error_details().bad_request().expect("BadRequest").field_violations[0].field, "uri");
+    assert_eq!(from_decode(Status::internal("database is gone")).code(), Code::Internal);
+    assert_eq!(from_decode(Status::out_of_range("offset 7 is past the end")).code(), Code::OutOfRange);
     let twice = from_decode(from_decode(Status::out_of_range(
         "Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes",
     )));
@@ -197,10 +124,7 @@ impl http_body::Body for Raw {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         match self.0.take() {
             Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
             None if self.1 == End::Open => Poll::Pending,
@@ -216,18 +140,14 @@ async fn send_raw(server: &Running, method: &str, bytes: &[u8], end: End) -> Sta
         .header("te", "trailers")
         .body(Body::new(Raw(first, end)))
         .expect("request");
-    let response = within(server.channel.clone().oneshot(request))
-        .await
-        .expect("response");
+    let response = within(server.channel.clone().oneshot(request)).await.expect("response");
     if let Some(status) = Status::from_header_map(response.headers()) {
         return status;
     }
     let mut body = response.into_body();
     let mut trailers = None;
-    while let Some(frame) = within(std::future::poll_fn(|cx| {
-        http_body::Body::poll_frame(Pin::new(&mut body), cx)
-    }))
-    .await
+    while let Some(frame) =
+        within(std::future::poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut body), cx))).await
     {
         trailers = frame.expect("frame").into_trailers().ok().or(trailers);
     }

@@ -60,10 +60,7 @@ pub(crate) struct RawItem {
 }
 
 pub(crate) fn echo(text: &str) -> Echo {
-    Echo {
-        text: text.to_owned(),
-        item: None,
-    }
+    Echo { text: text.to_owned(), item: None }
 }
 
 /// Lets a test meet a handler: `entered` when a "wait" has begun, `leave` to let it end.
@@ -93,12 +90,11 @@ impl tower::Service<http::Request<Body>> for EchoService {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let gate = Arc::clone(&self.gate);
-        let mut grpc = tonic::server::Grpc::new(ProstCodec::<Echo, Echo>::default())
-            .max_decoding_message_size(LIMIT_BYTES);
+        let mut grpc =
+            tonic::server::Grpc::new(ProstCodec::<Echo, Echo>::default()).max_decoding_message_size(LIMIT_BYTES);
         Box::pin(async move {
             if request.uri().path().ends_with("/Stream") {
-                let handler =
-                    tower::service_fn(|request| ready(Ok::<_, Status>(answer_stream(request))));
+                let handler = tower::service_fn(|request| ready(Ok::<_, Status>(answer_stream(request))));
                 Ok(grpc.streaming(handler, request).await)
             } else {
                 let handler = tower::service_fn(move |request| answer(request, Arc::clone(&gate)));
@@ -122,18 +118,14 @@ async fn answer(request: Request<Echo>, gate: Arc<Gate>) -> Result<Response<Echo
             gate.leave.notified().await;
             Ok(Response::new(echo("waited")))
         }
-        "fail" => Err(waybill_runtime::status::internal(
-            "the disk at 10.0.0.7 is full",
-        )),
+        "fail" => Err(waybill_runtime::status::internal("the disk at 10.0.0.7 is full")),
         "own internal" => Err(waybill_runtime::status::with_reason(
             tonic::Code::Internal,
             "INTERNAL",
             "failed to decode Protobuf message: Peer.field: of another server",
         )),
         "headers" => Ok(Response::new(echo(&format!("{:?}", trace::headers())))),
-        "id" => Ok(Response::new(echo(
-            id.expect("an id in the extensions").as_str(),
-        ))),
+        "id" => Ok(Response::new(echo(id.expect("an id in the extensions").as_str()))),
         _ => Ok(Response::new(echo(&text))),
     }
 }
@@ -167,21 +159,9 @@ pub(crate) async fn start(deadline: Duration) -> Running {
     let gate = Arc::clone(&service.gate);
     let options = GrpcOptions::new(&[SERVICE], &[]).with_limit_key("echo.max_message_bytes");
     let health = options.health();
-    let served = tokio::spawn(serve(
-        listener,
-        Routes::new(service),
-        options,
-        shutdown.clone(),
-    ));
+    let served = tokio::spawn(serve(listener, Routes::new(service), options, shutdown.clone()));
     let channel = waybill_runtime::grpc::channel(&format!("http://{address}")).expect("channel");
-    Running {
-        address,
-        channel,
-        shutdown,
-        gate,
-        health,
-        served,
-    }
+    Running { address, channel, shutdown, gate, health, served }
 }
 
 impl Running {
@@ -199,8 +179,7 @@ impl Running {
         let mut grpc = tonic::client::Grpc::new(self.channel.clone());
         grpc.ready().await.expect("connect");
         let path = PathAndQuery::from_static("/test.v1.Echo/Unary");
-        grpc.unary(request, path, ProstCodec::<M, Echo>::default())
-            .await
+        grpc.unary(request, path, ProstCodec::<M, Echo>::default()).await
     }
 
     pub(crate) async fn stream<M>(
@@ -213,13 +192,7 @@ impl Running {
         let mut grpc = tonic::client::Grpc::new(self.channel.clone());
         grpc.ready().await.expect("connect");
         let path = PathAndQuery::from_static("/test.v1.Echo/Stream");
-        let answers = grpc
-            .streaming(
-                Request::new(messages),
-                path,
-                ProstCodec::<M, Echo>::default(),
-            )
-            .await?;
+        let answers = grpc.streaming(Request::new(messages), path, ProstCodec::<M, Echo>::default()).await?;
         Ok(answers.into_inner())
     }
 
@@ -232,9 +205,7 @@ impl Running {
 
 /// Waits for `future`, but not for ever: a test that hangs should say where.
 pub(crate) async fn within<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(20), future)
-        .await
-        .expect("within 20 seconds")
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("within 20 seconds")
 }
 
 /// A stream of one message that then stays open.

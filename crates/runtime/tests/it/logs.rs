@@ -32,10 +32,7 @@ impl<'a> MakeWriter<'a> for Lines {
 impl Lines {
     fn with(&self, part: &str) -> Vec<String> {
         let text = String::from_utf8(self.0.lock().expect("lines").clone()).expect("text");
-        text.lines()
-            .filter(|line| line.contains(part))
-            .map(str::to_owned)
-            .collect()
+        text.lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
     }
 }
 
@@ -53,33 +50,18 @@ async fn each_call_is_one_line_and_failures_are_warnings() {
     server.unary(echo("hello")).await.expect("call");
     let done = lines.with("call done");
     assert_eq!(done.len(), 1, "{done:?}");
-    assert!(
-        done[0].contains("DEBUG") && done[0].contains("method=/test.v1.Echo/Unary"),
-        "{done:?}"
-    );
-    assert!(
-        done[0].contains("code=Ok") && done[0].contains("request_id="),
-        "{done:?}"
-    );
+    assert!(done[0].contains("DEBUG") && done[0].contains("method=/test.v1.Echo/Unary"), "{done:?}");
+    assert!(done[0].contains("code=Ok") && done[0].contains("request_id="), "{done:?}");
     assert!(lines.with("hello").is_empty(), "no document text");
 
     server.unary(echo("panic")).await.expect_err("panics");
     assert_eq!(lines.with("handler panicked").len(), 1);
     let failed = lines.with("call failed");
     assert_eq!(failed.len(), 1, "{failed:?}");
-    assert!(
-        failed[0].contains("WARN") && failed[0].contains("code=Internal"),
-        "{failed:?}"
-    );
+    assert!(failed[0].contains("WARN") && failed[0].contains("code=Internal"), "{failed:?}");
 
     // The caller's fault is no warning.
-    server
-        .unary(RawEcho {
-            text: vec![0xff],
-            item: None,
-        })
-        .await
-        .expect_err("malformed");
+    server.unary(RawEcho { text: vec![0xff], item: None }).await.expect_err("malformed");
     assert_eq!(lines.with("call failed").len(), 1);
     assert_eq!(lines.with("code=InvalidArgument").len(), 1);
     server.stop().await;

@@ -1,8 +1,5 @@
 //! Integration tests of the runtime: a real server and real clients on the loopback.
-#![expect(
-    clippy::expect_used,
-    reason = "a helper that can't go on fails its test"
-)]
+#![expect(clippy::expect_used, reason = "a helper that can't go on fails its test")]
 
 mod calls;
 mod config;

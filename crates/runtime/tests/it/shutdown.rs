@@ -42,10 +42,7 @@ async fn tasks_are_waited_for_and_dropped_at_hard() {
     within(finished).await.expect("the polite one ends at soft");
     let wait = tokio::spawn(tasks.finish());
     shutdown.trigger_hard();
-    within(wait)
-        .await
-        .expect("join")
-        .expect("a dropped task is no failure");
+    within(wait).await.expect("join").expect("a dropped task is no failure");
 }
 
 #[tokio::test]

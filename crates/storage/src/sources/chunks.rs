@@ -55,21 +55,10 @@ pub(super) struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     /// Compares what is stored of the sources, which must be locked, with what is wanted.
-    pub(super) async fn make(
-        connection: &mut PgConnection,
-        items: &[&'a NewSource],
-    ) -> Result<Self> {
-        let sources: Vec<Uuid> = items
-            .iter()
-            .map(|item| item.key.source_id().as_uuid())
-            .collect();
+    pub(super) async fn make(connection: &mut PgConnection, items: &[&'a NewSource]) -> Result<Self> {
+        let sources: Vec<Uuid> = items.iter().map(|item| item.key.source_id().as_uuid()).collect();
         let mut standing = standing(connection, &sources).await?;
-        let mut plan = Self {
-            removed: Vec::new(),
-            added: Vec::new(),
-            moved: Vec::new(),
-            differences: HashMap::new(),
-        };
+        let mut plan = Self { removed: Vec::new(), added: Vec::new(), moved: Vec::new(), differences: HashMap::new() };
         for item in items {
             for wanted in wanted(item)? {
                 match standing.remove(&wanted.id) {
@@ -92,28 +81,20 @@ impl<'a> Plan<'a> {
     /// Deletes what is gone.
     pub(super) async fn remove(&self, connection: &mut PgConnection) -> Result<()> {
         if !self.removed.is_empty() {
-            sqlx::query!("DELETE FROM chunk WHERE id = ANY($1)", &self.removed)
-                .execute(connection)
-                .await?;
+            sqlx::query!("DELETE FROM chunk WHERE id = ANY($1)", &self.removed).execute(connection).await?;
         }
         Ok(())
     }
 
     /// Inserts what is new and moves what lies elsewhere. Returns the differences by source.
-    pub(super) async fn write(
-        self,
-        connection: &mut PgConnection,
-    ) -> Result<HashMap<Uuid, Difference>> {
+    pub(super) async fn write(self, connection: &mut PgConnection) -> Result<HashMap<Uuid, Difference>> {
         insert(connection, &self.added).await?;
         relocate(connection, &self.moved).await?;
         Ok(self.differences)
     }
 }
 
-async fn standing(
-    connection: &mut PgConnection,
-    sources: &[Uuid],
-) -> Result<HashMap<Uuid, Standing>> {
+async fn standing(connection: &mut PgConnection, sources: &[Uuid]) -> Result<HashMap<Uuid, Standing>> {
     let rows = sqlx::query!(
         "SELECT id, source_id, ordinal, headings, start_byte, end_byte, token_count FROM chunk WHERE source_id = ANY($1)",
         sources
@@ -130,13 +111,7 @@ async fn standing(
                 end_byte: row.end_byte,
                 token_count: row.token_count,
             };
-            (
-                row.id,
-                Standing {
-                    source_id: row.source_id,
-                    place,
-                },
-            )
+            (row.id, Standing { source_id: row.source_id, place })
         })
         .collect())
 }
@@ -156,10 +131,7 @@ fn wanted(item: &NewSource) -> Result<Vec<Wanted<'_>>> {
                 project_id: item.key.project_id.as_uuid(),
                 source_id: source_id.as_uuid(),
                 place: Place::of(ordinal, chunk).ok_or_else(|| outside(chunk))?,
-                text: item
-                    .text
-                    .get(chunk.range.clone())
-                    .ok_or_else(|| outside(chunk))?,
+                text: item.text.get(chunk.range.clone()).ok_or_else(|| outside(chunk))?,
                 text_hash: &chunk.text_hash,
             })
         })
@@ -167,10 +139,7 @@ fn wanted(item: &NewSource) -> Result<Vec<Wanted<'_>>> {
 }
 
 fn outside(chunk: &NewChunk) -> StorageError {
-    StorageError::Corrupt(format!(
-        "a chunk at bytes {:?}, which are no part of its text",
-        chunk.range
-    ))
+    StorageError::Corrupt(format!("a chunk at bytes {:?}, which are no part of its text", chunk.range))
 }
 
 impl Place {
@@ -255,10 +224,7 @@ impl Places {
         Self {
             ids: chunks.iter().map(|chunk| chunk.id).collect(),
             ordinals: chunks.iter().map(|chunk| chunk.place.ordinal).collect(),
-            headings: chunks
-                .iter()
-                .map(|chunk| chunk.place.headings.as_slice().into())
-                .collect(),
+            headings: chunks.iter().map(|chunk| chunk.place.headings.as_slice().into()).collect(),
             starts: chunks.iter().map(|chunk| chunk.place.start_byte).collect(),
             ends: chunks.iter().map(|chunk| chunk.place.end_byte).collect(),
             token_counts: chunks.iter().map(|chunk| chunk.place.token_count).collect(),

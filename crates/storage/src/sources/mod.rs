@@ -10,9 +10,7 @@ use std::ops::Range;
 
 use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Transaction};
-use waybill_domain::{
-    ContentHash, MediaType, ProjectId, PutOutcome, SourceId, SourceState, TextHash,
-};
+use waybill_domain::{ContentHash, MediaType, ProjectId, PutOutcome, SourceId, SourceState, TextHash};
 
 use crate::{Db, Result, StorageError};
 
@@ -158,14 +156,8 @@ pub struct Source {
 ///
 /// READ COMMITTED is set, not assumed: the puts rely on seeing, after a lock, what its last
 /// holder committed.
-pub(crate) async fn begin(
-    db: &Db,
-    headers: Option<&str>,
-) -> Result<Transaction<'static, Postgres>> {
-    let mut tx = db
-        .pool()
-        .begin_with("BEGIN ISOLATION LEVEL READ COMMITTED")
-        .await?;
+pub(crate) async fn begin(db: &Db, headers: Option<&str>) -> Result<Transaction<'static, Postgres>> {
+    let mut tx = db.pool().begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
     sqlx::query!(
         "SELECT set_config('lock_timeout', $1, true) AS lock_timeout, set_config('waybill.headers', $2, true) AS headers",
         LOCK_TIMEOUT_MS,

@@ -23,10 +23,7 @@ use crate::{Db, Result, StorageError};
 const ATTEMPTS: u32 = 8;
 
 /// Between attempts. The winner holds its locks for milliseconds.
-const RETRY: Backoff = Backoff {
-    base: Duration::from_millis(2),
-    max: Duration::from_millis(100),
-};
+const RETRY: Backoff = Backoff { base: Duration::from_millis(2), max: Duration::from_millis(100) };
 
 impl NewSource {
     pub(super) fn chunk_count(&self) -> i64 {
@@ -63,11 +60,7 @@ pub async fn peek(db: &Db, keys: &[&SourceKey]) -> Result<Vec<Option<PutAnswer>>
 /// If Postgres is away or keeps taking the transaction back. What was committed by then
 /// stays: putting it again finds it unchanged. A put that Postgres refuses by itself is no
 /// error of the group but an answer.
-pub async fn put_group(
-    db: &Db,
-    items: &[NewSource],
-    headers: Option<&str>,
-) -> Result<Vec<PutAnswer>> {
+pub async fn put_group(db: &Db, items: &[NewSource], headers: Option<&str>) -> Result<Vec<PutAnswer>> {
     let mut answers: Vec<Option<PutAnswer>> = items.iter().map(|_| None).collect();
     for mut round in rounds(items) {
         // One order for all groups, so that they don't wait for each other in a circle.
@@ -93,10 +86,7 @@ fn rounds(items: &[NewSource]) -> Vec<Vec<usize>> {
             let key = &items[index].key;
             // Both are noted even of an item that has to wait: what shares one with it waits too.
             let new_source = sources.insert(key.source_id());
-            let new_request = key
-                .request
-                .as_ref()
-                .is_none_or(|request| requests.insert((key.project_id, &request.id)));
+            let new_request = key.request.as_ref().is_none_or(|request| requests.insert((key.project_id, &request.id)));
             new_source && new_request
         });
         rounds.push(round);
@@ -123,11 +113,7 @@ async fn put_round(db: &Db, items: &[&NewSource], headers: Option<&str>) -> Resu
     Ok(answers)
 }
 
-async fn put_retrying(
-    db: &Db,
-    items: &[&NewSource],
-    headers: Option<&str>,
-) -> Result<Vec<PutAnswer>> {
+async fn put_retrying(db: &Db, items: &[&NewSource], headers: Option<&str>) -> Result<Vec<PutAnswer>> {
     for attempt in 1.. {
         let lost = match put_once(db, items, headers).await {
             Ok(Some(answers)) => return Ok(answers),
@@ -146,25 +132,14 @@ async fn put_retrying(
 
 /// Tries once. `None` if another transaction made a source, deleted one or used a request id
 /// between our look and our write.
-async fn put_once(
-    db: &Db,
-    items: &[&NewSource],
-    headers: Option<&str>,
-) -> Result<Option<Vec<PutAnswer>>> {
+async fn put_once(db: &Db, items: &[&NewSource], headers: Option<&str>) -> Result<Option<Vec<PutAnswer>>> {
     let mut tx = begin(db, headers).await?;
     let keys: Vec<&SourceKey> = items.iter().map(|item| &item.key).collect();
     let sight = Sight::take(&mut tx, &keys).await?;
-    let mut answers: Vec<Option<PutAnswer>> = keys
-        .iter()
-        .map(|key| sight.decide(key).answered())
-        .collect();
+    let mut answers: Vec<Option<PutAnswer>> = keys.iter().map(|key| sight.decide(key).answered()).collect();
 
-    let open: Vec<&NewSource> = items
-        .iter()
-        .zip(&answers)
-        .filter(|(_, answer)| answer.is_none())
-        .map(|(item, _)| *item)
-        .collect();
+    let open: Vec<&NewSource> =
+        items.iter().zip(&answers).filter(|(_, answer)| answer.is_none()).map(|(item, _)| *item).collect();
     if !open.is_empty() {
         let Some(done) = write(&mut tx, &open).await? else {
             return Ok(None);
@@ -179,10 +154,7 @@ async fn put_once(
 }
 
 /// Locks, looks again, and writes. `None` as in [`put_once`].
-async fn write(
-    connection: &mut PgConnection,
-    items: &[&NewSource],
-) -> Result<Option<Vec<PutAnswer>>> {
+async fn write(connection: &mut PgConnection, items: &[&NewSource]) -> Result<Option<Vec<PutAnswer>>> {
     let locked = rows::lock(connection, items).await?;
     let keys: Vec<&SourceKey> = items.iter().map(|item| &item.key).collect();
     let sight = Sight::take(connection, &keys).await?;
@@ -193,12 +165,7 @@ async fn write(
     }
     let decisions: Vec<Decision> = keys.iter().map(|key| sight.decide(key)).collect();
     let chosen = |wanted: fn(&Decision) -> bool| -> Vec<&NewSource> {
-        items
-            .iter()
-            .zip(&decisions)
-            .filter(|(_, decision)| wanted(decision))
-            .map(|(item, _)| *item)
-            .collect()
+        items.iter().zip(&decisions).filter(|(_, decision)| wanted(decision)).map(|(item, _)| *item).collect()
     };
     let created = chosen(|decision| matches!(decision, Decision::Create));
     let replaced = chosen(|decision| matches!(decision, Decision::Replace));
@@ -233,10 +200,7 @@ async fn write(
         let Some(&version) = versions.get(&source_id.as_uuid()) else {
             return Ok(None);
         };
-        let difference = differences
-            .get(&source_id.as_uuid())
-            .copied()
-            .unwrap_or_default();
+        let difference = differences.get(&source_id.as_uuid()).copied().unwrap_or_default();
         let result = PutResult {
             source_id,
             outcome,
@@ -290,9 +254,7 @@ impl Sight {
             return Decision::Answer(Err(PutError::NoProject));
         }
         if let Some(request) = &key.request
-            && let Some(remembered) = self
-                .memory
-                .get(&(key.project_id.as_uuid(), request.id.clone()))
+            && let Some(remembered) = self.memory.get(&(key.project_id.as_uuid(), request.id.clone()))
         {
             return Decision::Answer(remembered.answer(request));
         }
@@ -309,11 +271,7 @@ impl Sight {
                     chunks_added: 0,
                     chunks_removed: 0,
                 };
-                if key.request.is_some() {
-                    Decision::Remember(result)
-                } else {
-                    Decision::Answer(Ok(result))
-                }
+                if key.request.is_some() { Decision::Remember(result) } else { Decision::Answer(Ok(result)) }
             }
         }
     }

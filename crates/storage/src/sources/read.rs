@@ -57,19 +57,13 @@ impl TryFrom<Row> for Source {
     type Error = StorageError;
 
     fn try_from(row: Row) -> Result<Self> {
-        let corrupt = |what: &dyn std::fmt::Display| {
-            StorageError::Corrupt(format!("source {}: {what}", row.id))
-        };
+        let corrupt = |what: &dyn std::fmt::Display| StorageError::Corrupt(format!("source {}: {what}", row.id));
         let state = SourceState::parse(&row.state).map_err(|error| corrupt(&error))?;
         Ok(Self {
             id: SourceId::from_uuid(row.id),
             project_id: ProjectId::from_uuid(row.project_id),
             media_type: row.media_type.parse().map_err(|error| corrupt(&error))?,
-            state: if state == SourceState::Chunked && row.indexed {
-                SourceState::Indexed
-            } else {
-                state
-            },
+            state: if state == SourceState::Chunked && row.indexed { SourceState::Indexed } else { state },
             content_hash: ContentHash::from_slice(&row.content_hash)
                 .ok_or_else(|| corrupt(&"a hash of another length"))?,
             uri: row.uri,
@@ -122,28 +116,14 @@ pub async fn list(
     after: Option<&str>,
     limit: i64,
 ) -> Result<SourcePage> {
-    let mut page = SourcePage {
-        sources: Vec::new(),
-        next_after: None,
-    };
+    let mut page = SourcePage { sources: Vec::new(), next_after: None };
     let mut after = after.map(str::to_owned);
     let mut scanned = 0;
     loop {
         // One more than is left to fill, to know whether there is another page.
         let room = limit - i64::try_from(page.sources.len()).unwrap_or(limit) + 1;
-        let size = if filter.state.is_some() {
-            room.max(SCAN_BATCH)
-        } else {
-            room
-        };
-        let batch = scan(
-            db,
-            project,
-            filter,
-            after.as_deref().unwrap_or_default(),
-            size,
-        )
-        .await?;
+        let size = if filter.state.is_some() { room.max(SCAN_BATCH) } else { room };
+        let batch = scan(db, project, filter, after.as_deref().unwrap_or_default(), size).await?;
         let ended = batch.len() < usize::try_from(size).unwrap_or(usize::MAX);
         for source in batch {
             let full = i64::try_from(page.sources.len()).unwrap_or(limit) >= limit;
@@ -168,13 +148,7 @@ pub async fn list(
 }
 
 /// Reads rows by the stored state, which is less than the state that is asked for.
-async fn scan(
-    db: &Db,
-    project: ProjectId,
-    filter: &SourceFilter,
-    after: &str,
-    limit: i64,
-) -> Result<Vec<Source>> {
+async fn scan(db: &Db, project: ProjectId, filter: &SourceFilter, after: &str, limit: i64) -> Result<Vec<Source>> {
     let stored_state = filter.state.map(|state| match state {
         SourceState::Indexed => SourceState::Chunked.as_str(),
         state => state.as_str(),
@@ -219,9 +193,7 @@ fn past_prefix(prefix: &str) -> String {
         }
     }
     // Greater than any uri: it consists of the greatest character and is longer than one can be.
-    char::MAX
-        .to_string()
-        .repeat(PAST_URI_BYTES / char::MAX.len_utf8())
+    char::MAX.to_string().repeat(PAST_URI_BYTES / char::MAX.len_utf8())
 }
 
 /// Deletes a source and returns how many chunks went with it. `None` if there is none.
@@ -232,22 +204,15 @@ fn past_prefix(prefix: &str) -> String {
 pub async fn delete(db: &Db, id: SourceId, headers: Option<&str>) -> Result<Option<u64>> {
     let mut tx = begin(db, headers).await?;
     // The lock keeps new chunks out, so that those deleted are all there are.
-    let found = sqlx::query_scalar!(
-        "SELECT id FROM source WHERE id = $1 FOR UPDATE",
-        id.as_uuid()
-    )
-    .fetch_optional(&mut *tx)
-    .await?;
+    let found = sqlx::query_scalar!("SELECT id FROM source WHERE id = $1 FOR UPDATE", id.as_uuid())
+        .fetch_optional(&mut *tx)
+        .await?;
     if found.is_none() {
         return Ok(None);
     }
-    let chunks = sqlx::query!("DELETE FROM chunk WHERE source_id = $1", id.as_uuid())
-        .execute(&mut *tx)
-        .await?
-        .rows_affected();
-    sqlx::query!("DELETE FROM source WHERE id = $1", id.as_uuid())
-        .execute(&mut *tx)
-        .await?;
+    let chunks =
+        sqlx::query!("DELETE FROM chunk WHERE source_id = $1", id.as_uuid()).execute(&mut *tx).await?.rows_affected();
+    sqlx::query!("DELETE FROM source WHERE id = $1", id.as_uuid()).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(Some(chunks))
 }
@@ -263,10 +228,7 @@ mod tests {
         assert_eq!(past_prefix("\u{D7FF}"), "\u{E000}");
         for prefix in ["", "\u{10FFFF}"] {
             let longest = prefix.to_owned() + &"\u{10FFFF}".repeat(512);
-            assert!(
-                past_prefix(prefix).as_str() > &longest[..2048],
-                "prefix {prefix:?}"
-            );
+            assert!(past_prefix(prefix).as_str() > &longest[..2048], "prefix {prefix:?}");
         }
     }
 }

@@ -19,11 +19,7 @@ pub(super) struct Remembered {
 impl Remembered {
     /// Answers a call that comes under the same id.
     pub(super) fn answer(&self, request: &RequestKey) -> PutAnswer {
-        if self.fingerprint == request.fingerprint {
-            Ok(self.result)
-        } else {
-            Err(PutError::RequestIdReused)
-        }
+        if self.fingerprint == request.fingerprint { Ok(self.result) } else { Err(PutError::RequestIdReused) }
     }
 }
 
@@ -32,10 +28,8 @@ pub(super) type Memory = HashMap<(Uuid, String), Remembered>;
 
 /// Looks up what is remembered of `keys`.
 pub(super) async fn recall(connection: &mut PgConnection, keys: &[&SourceKey]) -> Result<Memory> {
-    let (projects, ids): (Vec<Uuid>, Vec<&str>) = keys
-        .iter()
-        .filter_map(|key| Some((key.project_id.as_uuid(), key.request.as_ref()?.id.as_str())))
-        .unzip();
+    let (projects, ids): (Vec<Uuid>, Vec<&str>) =
+        keys.iter().filter_map(|key| Some((key.project_id.as_uuid(), key.request.as_ref()?.id.as_str()))).unzip();
     if ids.is_empty() {
         return Ok(Memory::new());
     }
@@ -51,8 +45,7 @@ pub(super) async fn recall(connection: &mut PgConnection, keys: &[&SourceKey]) -
     .await?;
     rows.into_iter()
         .map(|row| {
-            let outcome = PutOutcome::parse(&row.outcome)
-                .map_err(|error| StorageError::Corrupt(error.to_string()))?;
+            let outcome = PutOutcome::parse(&row.outcome).map_err(|error| StorageError::Corrupt(error.to_string()))?;
             let result = PutResult {
                 source_id: SourceId::from_uuid(row.source_id),
                 outcome,
@@ -61,28 +54,17 @@ pub(super) async fn recall(connection: &mut PgConnection, keys: &[&SourceKey]) -
                 chunks_added: row.chunks_added,
                 chunks_removed: row.chunks_removed,
             };
-            Ok((
-                (row.project_id, row.request_id),
-                Remembered {
-                    fingerprint: row.fingerprint,
-                    result,
-                },
-            ))
+            Ok(((row.project_id, row.request_id), Remembered { fingerprint: row.fingerprint, result }))
         })
         .collect()
 }
 
 /// Remembers the answers of this transaction. Returns whether all could be: if not, another
 /// transaction has just used one of the ids.
-pub(super) async fn remember(
-    connection: &mut PgConnection,
-    done: &[(&NewSource, PutResult)],
-) -> Result<bool> {
+pub(super) async fn remember(connection: &mut PgConnection, done: &[(&NewSource, PutResult)]) -> Result<bool> {
     let done: Vec<_> = done
         .iter()
-        .filter_map(|(item, result)| {
-            Some((item.key.project_id, item.key.request.as_ref()?, result))
-        })
+        .filter_map(|(item, result)| Some((item.key.project_id, item.key.request.as_ref()?, result)))
         .collect();
     if done.is_empty() {
         return Ok(true);

@@ -18,25 +18,17 @@ pub(super) struct Stored {
 }
 
 /// Says which of the projects exist.
-pub(super) async fn existing_projects(
-    connection: &mut PgConnection,
-    keys: &[&SourceKey],
-) -> Result<HashSet<Uuid>> {
+pub(super) async fn existing_projects(connection: &mut PgConnection, keys: &[&SourceKey]) -> Result<HashSet<Uuid>> {
     let ids: HashSet<Uuid> = keys.iter().map(|key| key.project_id.as_uuid()).collect();
     let ids: Vec<Uuid> = ids.into_iter().collect();
-    let found = sqlx::query_scalar!("SELECT id FROM project WHERE id = ANY($1)", &ids)
-        .fetch_all(connection)
-        .await?;
+    let found = sqlx::query_scalar!("SELECT id FROM project WHERE id = ANY($1)", &ids).fetch_all(connection).await?;
     Ok(found.into_iter().collect())
 }
 
 /// Compares the stored sources with `keys`, by source id. Takes no lock.
 ///
 /// Postgres compares the metadata: its numbers are exact, ours went through a float.
-pub(super) async fn compare(
-    connection: &mut PgConnection,
-    keys: &[&SourceKey],
-) -> Result<HashMap<Uuid, Stored>> {
+pub(super) async fn compare(connection: &mut PgConnection, keys: &[&SourceKey]) -> Result<HashMap<Uuid, Stored>> {
     let rows = sqlx::query!(
         r#"SELECT s.id, s.version, s.chunk_count,
                   (s.content_hash = n.content_hash AND s.media_type = n.media_type AND s.chunker = n.chunker
@@ -57,16 +49,7 @@ pub(super) async fn compare(
     .await?;
     Ok(rows
         .into_iter()
-        .map(|row| {
-            (
-                row.id,
-                Stored {
-                    same: row.same,
-                    version: row.version,
-                    chunk_count: row.chunk_count,
-                },
-            )
-        })
+        .map(|row| (row.id, Stored { same: row.same, version: row.version, chunk_count: row.chunk_count }))
         .collect())
 }
 
@@ -76,39 +59,21 @@ pub(super) async fn compare(
 /// locked.
 ///
 /// The projects come first, as in a deletion of one.
-pub(super) async fn lock(
-    connection: &mut PgConnection,
-    items: &[&NewSource],
-) -> Result<HashSet<Uuid>> {
-    let projects: Vec<Uuid> = items
-        .iter()
-        .map(|item| item.key.project_id.as_uuid())
-        .collect();
-    sqlx::query!(
-        "SELECT id FROM project WHERE id = ANY($1) ORDER BY id FOR KEY SHARE",
-        &projects
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    let sources: Vec<Uuid> = items
-        .iter()
-        .map(|item| item.key.source_id().as_uuid())
-        .collect();
-    let locked = sqlx::query_scalar!(
-        "SELECT id FROM source WHERE id = ANY($1) ORDER BY id FOR UPDATE",
-        &sources
-    )
-    .fetch_all(connection)
-    .await?;
+pub(super) async fn lock(connection: &mut PgConnection, items: &[&NewSource]) -> Result<HashSet<Uuid>> {
+    let projects: Vec<Uuid> = items.iter().map(|item| item.key.project_id.as_uuid()).collect();
+    sqlx::query!("SELECT id FROM project WHERE id = ANY($1) ORDER BY id FOR KEY SHARE", &projects)
+        .fetch_all(&mut *connection)
+        .await?;
+    let sources: Vec<Uuid> = items.iter().map(|item| item.key.source_id().as_uuid()).collect();
+    let locked = sqlx::query_scalar!("SELECT id FROM source WHERE id = ANY($1) ORDER BY id FOR UPDATE", &sources)
+        .fetch_all(connection)
+        .await?;
     Ok(locked.into_iter().collect())
 }
 
 /// Inserts sources and returns the versions of those that were not there: one that is
 /// missing has just been put by another transaction.
-pub(super) async fn insert(
-    connection: &mut PgConnection,
-    items: &[&NewSource],
-) -> Result<HashMap<Uuid, i64>> {
+pub(super) async fn insert(connection: &mut PgConnection, items: &[&NewSource]) -> Result<HashMap<Uuid, i64>> {
     if items.is_empty() {
         return Ok(HashMap::new());
     }
@@ -138,10 +103,7 @@ pub(super) async fn insert(
 }
 
 /// Overwrites sources that are locked, and returns their versions.
-pub(super) async fn update(
-    connection: &mut PgConnection,
-    items: &[&NewSource],
-) -> Result<HashMap<Uuid, i64>> {
+pub(super) async fn update(connection: &mut PgConnection, items: &[&NewSource]) -> Result<HashMap<Uuid, i64>> {
     if items.is_empty() {
         return Ok(HashMap::new());
     }
@@ -189,24 +151,12 @@ struct Columns<'a> {
 impl<'a> Columns<'a> {
     fn of(items: &[&'a NewSource]) -> Self {
         Self {
-            ids: items
-                .iter()
-                .map(|item| item.key.source_id().as_uuid())
-                .collect(),
+            ids: items.iter().map(|item| item.key.source_id().as_uuid()).collect(),
             titles: items.iter().map(|item| item.title.as_str()).collect(),
-            titles_derived: items
-                .iter()
-                .map(|item| item.key.given_title.is_none())
-                .collect(),
-            media_types: items
-                .iter()
-                .map(|item| item.key.media_type.as_str())
-                .collect(),
+            titles_derived: items.iter().map(|item| item.key.given_title.is_none()).collect(),
+            media_types: items.iter().map(|item| item.key.media_type.as_str()).collect(),
             metadata: items.iter().map(|item| item.key.metadata.clone()).collect(),
-            content_hashes: items
-                .iter()
-                .map(|item| item.key.content_hash.as_bytes().as_slice())
-                .collect(),
+            content_hashes: items.iter().map(|item| item.key.content_hash.as_bytes().as_slice()).collect(),
             texts: items.iter().map(|item| item.text.as_str()).collect(),
             chunk_counts: items.iter().map(|item| item.chunk_count()).collect(),
             chunkers: items.iter().map(|item| item.key.chunker.as_str()).collect(),

@@ -30,8 +30,7 @@ fn row(n: u128) -> String {
     )
 }
 
-const COLUMNS: &str =
-    "(id, project_id, source_id, ordinal, text, text_hash, start_byte, end_byte, token_count)";
+const COLUMNS: &str = "(id, project_id, source_id, ordinal, text, text_hash, start_byte, end_byte, token_count)";
 
 fn insert(chunks: &[u128]) -> String {
     let rows: Vec<String> = chunks.iter().map(|&n| row(n)).collect();
@@ -76,22 +75,10 @@ impl Raw {
     }
 
     async fn left(&self, what: &str, chunks: &[u128]) {
-        let rows = self
-            .run("SELECT sink, kind, key FROM outbox ORDER BY seq")
-            .await;
-        let found: Vec<&str> = rows
-            .lines()
-            .map(|row| row.strip_prefix("qdrant|chunk|").unwrap())
-            .collect();
+        let rows = self.run("SELECT sink, kind, key FROM outbox ORDER BY seq").await;
+        let found: Vec<&str> = rows.lines().map(|row| row.strip_prefix("qdrant|chunk|").unwrap()).collect();
         assert_eq!(found.len(), chunks.len(), "{what}: {rows}");
-        assert_eq!(
-            found
-                .into_iter()
-                .map(str::to_owned)
-                .collect::<BTreeSet<_>>(),
-            keys(chunks),
-            "{what}"
-        );
+        assert_eq!(found.into_iter().map(str::to_owned).collect::<BTreeSet<_>>(), keys(chunks), "{what}");
         self.run("DELETE FROM outbox").await;
     }
 }
@@ -103,43 +90,14 @@ async fn each_statement_leaves_its_rows() {
     let id = |n| chunk(n).to_string();
     raw.leaves(&insert(&[4]), &[4]).await;
     raw.leaves(&insert(&[5, 6, 7]), &[5, 6, 7]).await;
-    raw.leaves(
-        &format!("UPDATE chunk SET ordinal = 9 WHERE id = '{}'", id(4)),
-        &[4],
-    )
-    .await;
-    raw.leaves(
-        &format!(
-            "UPDATE chunk SET ordinal = 9 WHERE id IN ('{}', '{}')",
-            id(5),
-            id(6)
-        ),
-        &[5, 6],
-    )
-    .await;
-    raw.leaves(
-        &format!("UPDATE chunk SET id = '{}' WHERE id = '{}'", id(8), id(7)),
-        &[7, 8],
-    )
-    .await;
-    raw.leaves("UPDATE chunk SET ordinal = 9 WHERE false", &[])
-        .await;
-    raw.leaves(
-        &format!("DELETE FROM chunk WHERE id IN ('{}', '{}')", id(6), id(8)),
-        &[6, 8],
-    )
-    .await;
+    raw.leaves(&format!("UPDATE chunk SET ordinal = 9 WHERE id = '{}'", id(4)), &[4]).await;
+    raw.leaves(&format!("UPDATE chunk SET ordinal = 9 WHERE id IN ('{}', '{}')", id(5), id(6)), &[5, 6]).await;
+    raw.leaves(&format!("UPDATE chunk SET id = '{}' WHERE id = '{}'", id(8), id(7)), &[7, 8]).await;
+    raw.leaves("UPDATE chunk SET ordinal = 9 WHERE false", &[]).await;
+    raw.leaves(&format!("DELETE FROM chunk WHERE id IN ('{}', '{}')", id(6), id(8)), &[6, 8]).await;
     // 1 to 5 are left.
-    raw.leaves(
-        &format!(
-            "{} ON CONFLICT (id) DO UPDATE SET ordinal = 10",
-            insert(&[5, 6])
-        ),
-        &[5, 6],
-    )
-    .await;
-    raw.leaves(&format!("{} ON CONFLICT DO NOTHING", insert(&[6, 7])), &[7])
-        .await;
+    raw.leaves(&format!("{} ON CONFLICT (id) DO UPDATE SET ordinal = 10", insert(&[5, 6])), &[5, 6]).await;
+    raw.leaves(&format!("{} ON CONFLICT DO NOTHING", insert(&[6, 7])), &[7]).await;
     raw.leaves(
         &format!(
             "WITH gone AS (DELETE FROM chunk WHERE id = '{}' RETURNING *),
@@ -167,18 +125,10 @@ async fn each_statement_leaves_its_rows() {
         &[6, 8, 9],
     )
     .await;
-    raw.leaves(
-        &format!("UPDATE source SET metadata = '{{\"a\": 1}}' WHERE id = '{source}'"),
-        &[1, 2, 3, 4, 5, 6, 9],
-    )
-    .await;
-    raw.leaves(
-        &format!("UPDATE source SET title = 'B' WHERE id = '{source}'"),
-        &[],
-    )
-    .await;
-    raw.leaves("DELETE FROM source", &[1, 2, 3, 4, 5, 6, 9])
+    raw.leaves(&format!("UPDATE source SET metadata = '{{\"a\": 1}}' WHERE id = '{source}'"), &[1, 2, 3, 4, 5, 6, 9])
         .await;
+    raw.leaves(&format!("UPDATE source SET title = 'B' WHERE id = '{source}'"), &[]).await;
+    raw.leaves("DELETE FROM source", &[1, 2, 3, 4, 5, 6, 9]).await;
 }
 
 #[tokio::test]
@@ -187,17 +137,9 @@ async fn a_copy_leaves_its_rows() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let line = |n: u128| {
         let (project, source) = (Uuid::from_u128(PROJECT), Uuid::from_u128(SOURCE));
-        format!(
-            "{}\t{project}\t{source}\t{n}\ttext\t\\\\x{}\t0\t4\t1\n",
-            chunk(n),
-            "00".repeat(32)
-        )
+        format!("{}\t{project}\t{source}\t{n}\ttext\t\\\\x{}\t0\t4\t1\n", chunk(n), "00".repeat(32))
     };
-    let sql = format!(
-        "COPY chunk {COLUMNS} FROM stdin;\n{}{}\\.\n",
-        line(4),
-        line(5)
-    );
+    let sql = format!("COPY chunk {COLUMNS} FROM stdin;\n{}{}\\.\n", line(4), line(5));
     std::fs::write(file.path(), sql).unwrap();
     psql_file(&raw.0.url, file.path()).await.unwrap();
     raw.left("COPY", &[4, 5]).await;
@@ -213,37 +155,18 @@ async fn a_cascade_from_a_project_leaves_its_rows() {
 async fn a_chunk_that_changes_its_project_is_dirty_in_both() {
     let raw = Raw::new().await;
     let (from, to) = (Uuid::from_u128(PROJECT), Uuid::from_u128(PROJECT + 1));
-    raw.run(&format!(
-        "UPDATE chunk SET project_id = '{to}' WHERE id = '{}'",
-        chunk(1)
-    ))
-    .await;
-    let rows = raw
-        .run("SELECT key, project_id FROM outbox ORDER BY project_id")
-        .await;
+    raw.run(&format!("UPDATE chunk SET project_id = '{to}' WHERE id = '{}'", chunk(1))).await;
+    let rows = raw.run("SELECT key, project_id FROM outbox ORDER BY project_id").await;
     assert_eq!(rows, format!("{0}|{from}\n{0}|{to}", chunk(1)));
     raw.run("DELETE FROM outbox").await;
-    raw.leaves(
-        &format!("UPDATE source SET project_id = '{to}'"),
-        &[1, 2, 2, 3, 3],
-    )
-    .await;
+    raw.leaves(&format!("UPDATE source SET project_id = '{to}'"), &[1, 2, 2, 3, 3]).await;
 }
 
 #[tokio::test]
 async fn what_is_rolled_back_leaves_none() {
     let raw = Raw::new().await;
-    raw.leaves(&format!("BEGIN; {}; ROLLBACK", insert(&[4])), &[])
-        .await;
-    raw.leaves(
-        &format!(
-            "BEGIN; {}; SAVEPOINT s; {}; ROLLBACK TO s; COMMIT",
-            insert(&[4]),
-            insert(&[5])
-        ),
-        &[4],
-    )
-    .await;
+    raw.leaves(&format!("BEGIN; {}; ROLLBACK", insert(&[4])), &[]).await;
+    raw.leaves(&format!("BEGIN; {}; SAVEPOINT s; {}; ROLLBACK TO s; COMMIT", insert(&[4]), insert(&[5])), &[4]).await;
     // A statement that fails takes its outbox rows with it.
     raw.refused(&insert(&[6, 4])).await;
     raw.left("a duplicate", &[]).await;
@@ -252,20 +175,10 @@ async fn what_is_rolled_back_leaves_none() {
 #[tokio::test]
 async fn truncate_is_refused_and_says_what_to_do() {
     let raw = Raw::new().await;
-    for sql in [
-        "TRUNCATE chunk",
-        "TRUNCATE project CASCADE",
-        "TRUNCATE source CASCADE",
-    ] {
+    for sql in ["TRUNCATE chunk", "TRUNCATE project CASCADE", "TRUNCATE source CASCADE"] {
         let refused = raw.refused(sql).await;
-        assert!(
-            refused.contains("TRUNCATE of \"chunk\" is refused"),
-            "{sql}: {refused}"
-        );
-        assert!(
-            refused.contains("qdrant") && refused.contains("Use DELETE FROM chunk."),
-            "{sql}: {refused}"
-        );
+        assert!(refused.contains("TRUNCATE of \"chunk\" is refused"), "{sql}: {refused}");
+        assert!(refused.contains("qdrant") && refused.contains("Use DELETE FROM chunk."), "{sql}: {refused}");
     }
     assert_eq!(raw.run("SELECT count(*) FROM chunk").await, "3");
     raw.left("TRUNCATE", &[]).await;
@@ -276,10 +189,7 @@ async fn outbox_rows_are_never_updated() {
     let raw = Raw::new().await;
     raw.run(&insert(&[4])).await;
     let refused = raw.refused("UPDATE outbox SET lane = 1").await;
-    assert!(
-        refused.contains("outbox rows are never updated"),
-        "{refused}"
-    );
+    assert!(refused.contains("outbox rows are never updated"), "{refused}");
     raw.left("UPDATE outbox", &[4]).await;
 }
 
@@ -295,51 +205,27 @@ async fn a_row_by_hand_takes_an_xid_before_its_seq() {
             Uuid::from_u128(PROJECT)
         ))
         .await;
-    assert_eq!(
-        xid,
-        id.to_string(),
-        "the trigger runs before the statement reads"
-    );
+    assert_eq!(xid, id.to_string(), "the trigger runs before the statement reads");
 }
 
 #[tokio::test]
 async fn headers_of_the_transaction_go_with_its_rows() {
     let raw = Raw::new().await;
     let headers = r#"{"traceparent": "00-a"}"#;
-    raw.run(&format!(
-        "BEGIN; SELECT set_config('waybill.headers', '{headers}', true); {}; COMMIT",
-        insert(&[4])
-    ))
-    .await;
+    raw.run(&format!("BEGIN; SELECT set_config('waybill.headers', '{headers}', true); {}; COMMIT", insert(&[4]))).await;
     raw.run(&insert(&[5])).await;
-    assert_eq!(
-        raw.run("SELECT coalesce(headers, 'none') FROM outbox ORDER BY seq")
-            .await,
-        format!("{headers}\nnone")
-    );
+    assert_eq!(raw.run("SELECT coalesce(headers, 'none') FROM outbox ORDER BY seq").await, format!("{headers}\nnone"));
 }
 
 #[tokio::test]
 async fn versions_grow_over_deletion_too() {
     let raw = Raw::new().await;
-    let version = async || {
-        raw.run(&format!(
-            "SELECT version FROM chunk WHERE id = '{}'",
-            chunk(1)
-        ))
-        .await
-        .parse::<i64>()
-        .unwrap()
-    };
+    let version =
+        async || raw.run(&format!("SELECT version FROM chunk WHERE id = '{}'", chunk(1))).await.parse::<i64>().unwrap();
     let first = version().await;
-    raw.run(&format!(
-        "UPDATE chunk SET version = 0, ordinal = 5 WHERE id = '{}'",
-        chunk(1)
-    ))
-    .await;
+    raw.run(&format!("UPDATE chunk SET version = 0, ordinal = 5 WHERE id = '{}'", chunk(1))).await;
     let second = version().await;
-    raw.run(&format!("DELETE FROM chunk WHERE id = '{}'", chunk(1)))
-        .await;
+    raw.run(&format!("DELETE FROM chunk WHERE id = '{}'", chunk(1))).await;
     raw.run(&insert(&[1])).await;
     assert!(first < second && second < version().await);
 }
@@ -347,21 +233,16 @@ async fn versions_grow_over_deletion_too() {
 #[tokio::test]
 async fn the_lane_in_sql_is_the_lane_in_rust() {
     let raw = Raw::new().await;
-    let rows = raw.run("SELECT id, outbox_lane(id) FROM (SELECT gen_random_uuid() AS id FROM generate_series(1, 500)) AS r").await;
+    let rows = raw
+        .run("SELECT id, outbox_lane(id) FROM (SELECT gen_random_uuid() AS id FROM generate_series(1, 500)) AS r")
+        .await;
     let mut lanes = BTreeSet::new();
     for row in rows.lines() {
         let (id, lane) = row.split_once('|').unwrap();
-        assert_eq!(
-            Lane::of(id.parse().unwrap()).get().to_string(),
-            lane,
-            "{id}"
-        );
+        assert_eq!(Lane::of(id.parse().unwrap()).get().to_string(), lane, "{id}");
         lanes.insert(lane.to_owned());
     }
     assert_eq!(lanes.len(), 64, "500 ids reach every lane");
     raw.run(&insert(&[4])).await;
-    assert_eq!(
-        raw.run("SELECT lane FROM outbox").await,
-        Lane::of(chunk(4)).get().to_string()
-    );
+    assert_eq!(raw.run("SELECT lane FROM outbox").await, Lane::of(chunk(4)).get().to_string());
 }

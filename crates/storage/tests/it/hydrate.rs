@@ -25,26 +25,16 @@ async fn a_chunk_comes_with_its_source() {
     let fixture = Fixture::new().await;
     let (id, missing) = (Uuid::from_u128(1), Uuid::from_u128(2));
     write(&fixture, "a", id).await;
-    let chunks = hydrate::chunks(&fixture.db, &[missing, id, id])
-        .await
-        .unwrap();
-    let [chunk] = chunks.as_slice() else {
-        panic!("not one: {chunks:?}")
-    };
+    let chunks = hydrate::chunks(&fixture.db, &[missing, id, id]).await.unwrap();
+    let [chunk] = chunks.as_slice() else { panic!("not one: {chunks:?}") };
     assert_eq!((chunk.id, chunk.project_id), (id, fixture.project));
-    assert_eq!(
-        chunk.version,
-        fixture.number("SELECT version FROM chunk").await
-    );
+    assert_eq!(chunk.version, fixture.number("SELECT version FROM chunk").await);
     assert_eq!(
         (chunk.text.as_str(), chunk.headings.as_slice()),
         ("text", ["Outer".to_owned(), "Inner".to_owned()].as_slice())
     );
     assert_eq!((chunk.start_byte, chunk.end_byte), (4, 8));
-    assert_eq!(
-        (chunk.source_uri.as_str(), chunk.source_title.as_str()),
-        ("a", "Title")
-    );
+    assert_eq!((chunk.source_uri.as_str(), chunk.source_title.as_str()), ("a", "Title"));
     assert_eq!(chunk.metadata["lang"], "en");
     assert_eq!(hydrate::chunks(&fixture.db, &[]).await.unwrap(), []);
 }
@@ -55,11 +45,7 @@ async fn metadata_that_is_no_object_is_nothing() {
     let id = Uuid::from_u128(1);
     write(&fixture, "a", id).await;
     fixture.sql("UPDATE source SET metadata = '[1]'").await;
-    assert!(
-        hydrate::chunks(&fixture.db, &[id]).await.unwrap()[0]
-            .metadata
-            .is_empty()
-    );
+    assert!(hydrate::chunks(&fixture.db, &[id]).await.unwrap()[0].metadata.is_empty());
 }
 
 #[tokio::test]
@@ -68,19 +54,12 @@ async fn sources_are_found_by_uri_within_their_project() {
     let a = write(&fixture, "a", Uuid::from_u128(1)).await;
     let b = write(&fixture, "b", Uuid::from_u128(2)).await;
     let uris = ["b", "missing", "a", "A"].map(str::to_owned);
-    let mut found = hydrate::source_ids(&fixture.db, fixture.project, &uris)
-        .await
-        .unwrap();
+    let mut found = hydrate::source_ids(&fixture.db, fixture.project, &uris).await.unwrap();
     found.sort_unstable();
     let mut expected = [a, b];
     expected.sort_unstable();
     assert_eq!(found, expected);
 
     let other = waybill_domain::ProjectId::derive(&"other".parse().unwrap());
-    assert_eq!(
-        hydrate::source_ids(&fixture.db, other, &uris)
-            .await
-            .unwrap(),
-        []
-    );
+    assert_eq!(hydrate::source_ids(&fixture.db, other, &uris).await.unwrap(), []);
 }

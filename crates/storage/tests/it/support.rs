@@ -21,16 +21,8 @@ impl Fixture {
     pub(crate) async fn new() -> Self {
         let database = TestDb::create().await.unwrap();
         let db = connect(&database.url);
-        let project = projects::create(&db, &"p".parse().unwrap())
-            .await
-            .unwrap()
-            .unwrap()
-            .id;
-        Self {
-            database,
-            db,
-            project,
-        }
+        let project = projects::create(&db, &"p".parse().unwrap()).await.unwrap().unwrap().id;
+        Self { database, db, project }
     }
 
     /// Runs SQL past our code.
@@ -58,11 +50,7 @@ impl Fixture {
 
     /// The keys that are in the log, in its order.
     pub(crate) async fn outbox_keys(&self) -> Vec<String> {
-        self.sql("SELECT key FROM outbox ORDER BY seq")
-            .await
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        self.sql("SELECT key FROM outbox ORDER BY seq").await.lines().map(str::to_owned).collect()
     }
 
     /// Confirms all chunks at their current versions, as a settle does.
@@ -121,9 +109,6 @@ pub(crate) fn source(project: ProjectId, uri: &str, passages: &[&str]) -> NewSou
 /// The same source as a request that can be retried.
 pub(crate) fn requested(mut item: NewSource, id: &str) -> NewSource {
     let fingerprint = *item.key.content_hash.as_bytes();
-    item.key.request = Some(RequestKey {
-        id: id.to_owned(),
-        fingerprint,
-    });
+    item.key.request = Some(RequestKey { id: id.to_owned(), fingerprint });
     item
 }

@@ -10,9 +10,7 @@ const ENDED_BY_SIGNAL: u8 = 128;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
-    let program = arguments
-        .next()
-        .context("usage: with-test-stores PROGRAM [ARGUMENT]...")?;
+    let program = arguments.next().context("usage: with-test-stores PROGRAM [ARGUMENT]...")?;
     let arguments = arguments.collect::<Vec<_>>();
     let status = waybill_testkit::stores::run(&program, &arguments).await?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());

@@ -22,18 +22,13 @@ async fn lines_of_both_streams_are_waited_for() {
 #[tokio::test]
 async fn a_line_that_never_comes_fails_with_what_was_said() {
     let program = shell("echo the last words");
-    let error = program
-        .line("ready", DEADLINE)
-        .await
-        .unwrap_err()
-        .to_string();
+    let error = program.line("ready", DEADLINE).await.unwrap_err().to_string();
     assert!(error.contains("the last words"), "{error}");
 }
 
 #[tokio::test]
 async fn signals_arrive_and_the_end_is_seen() {
-    let mut program =
-        shell("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.01; done");
+    let mut program = shell("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.01; done");
     program.line("ready", DEADLINE).await.unwrap();
     program.signal(Signal::SIGSTOP).unwrap();
     program.signal(Signal::SIGTERM).unwrap();

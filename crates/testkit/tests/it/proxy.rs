@@ -60,10 +60,7 @@ async fn a_cut_resets_what_is_open_and_lets_new_ones_in() {
     round_trip(&mut stream, 1).await.unwrap();
     proxy.cut();
     assert!(timeout(DEADLINE, stream.read_u8()).await.unwrap().is_err());
-    eventually("it is forgotten", DEADLINE, async || {
-        proxy.open_connections() == 0
-    })
-    .await;
+    eventually("it is forgotten", DEADLINE, async || proxy.open_connections() == 0).await;
 
     let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
     assert_eq!(round_trip(&mut stream, 2).await.unwrap(), 2);
@@ -79,12 +76,7 @@ async fn refusing_resets_new_connections_too() {
     assert!(timeout(DEADLINE, open.read_u8()).await.unwrap().is_err());
     // The listener is still there, so it connects, and then learns that it is of no use.
     if let Ok(mut stream) = TcpStream::connect(proxy.addr()).await {
-        assert!(
-            timeout(DEADLINE, round_trip(&mut stream, 2))
-                .await
-                .unwrap()
-                .is_err()
-        );
+        assert!(timeout(DEADLINE, round_trip(&mut stream, 2)).await.unwrap().is_err());
     }
     proxy.set(Mode::Pass);
     let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
@@ -105,10 +97,7 @@ async fn a_black_hole_is_silent_until_it_opens() {
     assert!(received.try_recv().is_err(), "the request did not arrive");
 
     proxy.set(Mode::Pass);
-    assert_eq!(
-        timeout(DEADLINE, stream.read_u8()).await.unwrap().unwrap(),
-        2
-    );
+    assert_eq!(timeout(DEADLINE, stream.read_u8()).await.unwrap().unwrap(), 2);
 }
 
 #[tokio::test]

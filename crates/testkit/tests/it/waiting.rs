@@ -39,32 +39,16 @@ fn a_corpus_is_made_of_its_seed_alone() {
     assert_eq!(corpus[41], document(7, 41));
     assert!(documents(8, 60).all(|other| !corpus.contains(&other)));
 
-    let uris = corpus
-        .iter()
-        .map(|document| &document.uri)
-        .collect::<HashSet<_>>();
+    let uris = corpus.iter().map(|document| &document.uri).collect::<HashSet<_>>();
     assert_eq!(uris.len(), 60);
     for form in [Form::Text, Form::Markdown, Form::Html] {
-        assert_eq!(
-            corpus
-                .iter()
-                .filter(|document| document.form == form)
-                .count(),
-            20
-        );
+        assert_eq!(corpus.iter().filter(|document| document.form == form).count(), 20);
     }
     for document in &corpus {
-        let with_needle = corpus.iter().filter(|other| {
-            other
-                .body
-                .split(|c: char| !c.is_alphanumeric())
-                .any(|word| word == document.needle)
-        });
+        let with_needle = corpus
+            .iter()
+            .filter(|other| other.body.split(|c: char| !c.is_alphanumeric()).any(|word| word == document.needle));
         assert_eq!(with_needle.count(), 1, "{}", document.needle);
-        assert!(
-            (200..20_000).contains(&document.body.len()),
-            "{}",
-            document.body.len()
-        );
+        assert!((200..20_000).contains(&document.body.len()), "{}", document.body.len());
     }
 }

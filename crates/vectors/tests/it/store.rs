@@ -143,4 +143,3 @@ pub(crate) fn object(value: Value) -> Map<String, Value> {
         other => panic!("not an object: {other}"),
     }
 }
-

@@ -10,12 +10,7 @@ use super::DataDirArg;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EndpointArgs {
     /// URL of the service [default: the running `waybill up`, else this machine's default port]
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "WAYBILL_ENDPOINT",
-        help_heading = "Connection"
-    )]
+    #[arg(long, value_name = "URL", env = "WAYBILL_ENDPOINT", help_heading = "Connection")]
     pub(crate) endpoint: Option<String>,
     #[command(flatten)]
     pub(crate) data_dir: DataDirArg,
@@ -25,13 +20,7 @@ pub(crate) struct EndpointArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ProjectArg {
     /// Project
-    #[arg(
-        long,
-        short,
-        value_name = "NAME",
-        env = "WAYBILL_PROJECT",
-        default_value = "default"
-    )]
+    #[arg(long, short, value_name = "NAME", env = "WAYBILL_PROJECT", default_value = "default")]
     pub(crate) project: String,
 }
 
@@ -74,12 +63,7 @@ pub(crate) struct ImportArgs {
     #[arg(long)]
     pub(crate) wait: bool,
     /// URL of the relay, for --wait [default: as for --endpoint]
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "WAYBILL_RELAY_ENDPOINT",
-        help_heading = "Connection"
-    )]
+    #[arg(long, value_name = "URL", env = "WAYBILL_RELAY_ENDPOINT", help_heading = "Connection")]
     pub(crate) relay_endpoint: Option<String>,
     /// Print the result as JSON, with every failed and skipped document
     #[arg(long)]

@@ -74,12 +74,7 @@ pub(crate) enum Command {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConfigSource {
     /// TOML file; environment variables (WAYBILL_<SECTION>__<KEY>) override it
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "WAYBILL_CONFIG",
-        help_heading = "Configuration"
-    )]
+    #[arg(long, value_name = "FILE", env = "WAYBILL_CONFIG", help_heading = "Configuration")]
     pub(crate) config: Option<PathBuf>,
 }
 
@@ -87,12 +82,7 @@ pub(crate) struct ConfigSource {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DataDirArg {
     /// Directory with the data of `waybill up` [default: ~/.local/share/waybill]
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "WAYBILL_DATA_DIR",
-        help_heading = "Configuration"
-    )]
+    #[arg(long, value_name = "DIR", env = "WAYBILL_DATA_DIR", help_heading = "Configuration")]
     pub(crate) data_dir: Option<PathBuf>,
 }
 
@@ -113,12 +103,7 @@ pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) source: ConfigSource,
     /// Address the services listen on; anything but loopback is open to the network
-    #[arg(
-        long,
-        value_name = "IP",
-        default_value = "127.0.0.1",
-        help_heading = "Network"
-    )]
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1", help_heading = "Network")]
     pub(crate) listen_host: IpAddr,
     /// Port of the ingestion service [default: 7701, or a free one if that is taken]
     #[arg(long, value_name = "PORT", help_heading = "Network")]
@@ -133,12 +118,7 @@ pub(crate) struct UpArgs {
     #[arg(long, help_heading = "Network")]
     pub(crate) free_ports: bool,
     /// Folder of the embedding model
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "WAYBILL_MODEL_DIR",
-        help_heading = "Configuration"
-    )]
+    #[arg(long, value_name = "DIR", env = "WAYBILL_MODEL_DIR", help_heading = "Configuration")]
     pub(crate) model_dir: Option<PathBuf>,
     /// Write the endpoints (JSON) to this file once everything answers; removed at the end
     #[arg(long, value_name = "PATH", help_heading = "Scripts")]

@@ -21,11 +21,7 @@ pub(crate) fn run(args: &ConfigArgs) -> anyhow::Result<()> {
         None => out.line("# file: none (--config names one)")?,
     }
     let variables = app_config::variables_in_use();
-    let variables = if variables.is_empty() {
-        "none".to_owned()
-    } else {
-        variables.join(", ")
-    };
+    let variables = if variables.is_empty() { "none".to_owned() } else { variables.join(", ") };
     out.line(format_args!("# environment: {variables}"))?;
     out.line("")?;
     out.text(&render_redacted(&config)?)?;

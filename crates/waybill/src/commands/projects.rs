@@ -5,9 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::Context;
 use serde_json::json;
 use tonic::Code;
-use waybill_api::ingestion::v1::{
-    CreateProjectRequest, DeleteProjectRequest, GetProjectRequest, ListProjectsRequest,
-};
+use waybill_api::ingestion::v1::{CreateProjectRequest, DeleteProjectRequest, GetProjectRequest, ListProjectsRequest};
 
 use crate::cli::{EndpointArgs, ProjectsCommand};
 use crate::client;
@@ -23,11 +21,7 @@ pub(crate) async fn run(command: ProjectsCommand) -> anyhow::Result<()> {
     match command {
         ProjectsCommand::Ls { endpoint, json } => list(&endpoint, json).await,
         ProjectsCommand::Create { name, endpoint } => create(name, &endpoint).await,
-        ProjectsCommand::Delete {
-            name,
-            yes,
-            endpoint,
-        } => delete(name, yes, &endpoint).await,
+        ProjectsCommand::Delete { name, yes, endpoint } => delete(name, yes, &endpoint).await,
     }
 }
 
@@ -37,26 +31,14 @@ async fn list(endpoint: &EndpointArgs, as_json: bool) -> anyhow::Result<()> {
     let mut page_token = String::new();
     let mut found = false;
     loop {
-        let request = ListProjectsRequest {
-            page_size: PAGE,
-            page_token,
-        };
-        let page = client
-            .list_projects(request)
-            .await
-            .map_err(|status| target.explain(&status))?;
+        let request = ListProjectsRequest { page_size: PAGE, page_token };
+        let page = client.list_projects(request).await.map_err(|status| target.explain(&status))?;
         let page = page.into_inner();
         for project in page.projects {
             found = true;
-            let create_time = project
-                .create_time
-                .as_ref()
-                .map(values::time)
-                .unwrap_or_default();
+            let create_time = project.create_time.as_ref().map(values::time).unwrap_or_default();
             if as_json {
-                out.json(
-                    &json!({"name": project.name, "id": project.id, "create_time": create_time}),
-                )?;
+                out.json(&json!({"name": project.name, "id": project.id, "create_time": create_time}))?;
             } else {
                 out.line(format_args!("{:<32}  {create_time}", project.name))?;
             }
@@ -76,10 +58,7 @@ async fn list(endpoint: &EndpointArgs, as_json: bool) -> anyhow::Result<()> {
 async fn create(name: String, endpoint: &EndpointArgs) -> anyhow::Result<()> {
     let (mut client, target) = client::ingestion(endpoint)?;
     let request = CreateProjectRequest { name };
-    let project = client
-        .create_project(request)
-        .await
-        .map_err(|status| target.explain(&status))?;
+    let project = client.create_project(request).await.map_err(|status| target.explain(&status))?;
     let mut out = Out::new();
     out.line(format_args!("created {}", project.into_inner().name))?;
     out.flush()
@@ -89,10 +68,7 @@ async fn delete(name: String, yes: bool, endpoint: &EndpointArgs) -> anyhow::Res
     let (mut client, target) = client::ingestion(endpoint)?;
     if !yes {
         let request = GetProjectRequest { name: name.clone() };
-        let project = client
-            .get_project(request)
-            .await
-            .map_err(|status| target.explain(&status))?;
+        let project = client.get_project(request).await.map_err(|status| target.explain(&status))?;
         let sources = project.into_inner().source_count.unwrap_or_default();
         if !confirm(&name, sources)? {
             eprintln!("nothing deleted");
@@ -100,16 +76,10 @@ async fn delete(name: String, yes: bool, endpoint: &EndpointArgs) -> anyhow::Res
         }
     }
     let request = DeleteProjectRequest { name: name.clone() };
-    let deleted = client
-        .delete_project(request)
-        .await
-        .map_err(|status| target.explain(&status))?;
+    let deleted = client.delete_project(request).await.map_err(|status| target.explain(&status))?;
     let mut out = Out::new();
     let sources = deleted.into_inner().deleted_source_count;
-    out.line(format_args!(
-        "deleted {name}, {} sources",
-        text::count(sources.unsigned_abs())
-    ))?;
+    out.line(format_args!("deleted {name}, {} sources", text::count(sources.unsigned_abs())))?;
     out.flush()
 }
 
@@ -120,9 +90,7 @@ fn confirm(name: &str, sources: i64) -> anyhow::Result<bool> {
     eprint!("delete project {name:?} with {sources} sources? [y/N] ");
     io::stderr().flush().context("write to stderr")?;
     let mut answer = String::new();
-    io::stdin()
-        .read_line(&mut answer)
-        .context("read the answer")?;
+    io::stdin().read_line(&mut answer).context("read the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
@@ -133,22 +101,12 @@ pub(crate) async fn ensure(
     >,
     name: &str,
 ) -> Result<bool, tonic::Status> {
-    match client
-        .get_project(GetProjectRequest {
-            name: name.to_owned(),
-        })
-        .await
-    {
+    match client.get_project(GetProjectRequest { name: name.to_owned() }).await {
         Ok(_) => return Ok(false),
         Err(status) if status.code() == Code::NotFound => {}
         Err(status) => return Err(status),
     }
-    match client
-        .create_project(CreateProjectRequest {
-            name: name.to_owned(),
-        })
-        .await
-    {
+    match client.create_project(CreateProjectRequest { name: name.to_owned() }).await {
         Ok(_) => Ok(true),
         // Somebody else was faster.
         Err(status) if status.code() == Code::AlreadyExists => Ok(false),

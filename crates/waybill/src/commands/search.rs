@@ -38,10 +38,7 @@ pub(crate) async fn run(args: SearchArgs) -> anyhow::Result<()> {
     request.set_timeout(DEADLINE);
 
     let begun = Instant::now();
-    let response = client
-        .search(request)
-        .await
-        .map_err(|status| target.explain(&status))?;
+    let response = client.search(request).await.map_err(|status| target.explain(&status))?;
     let took = begun.elapsed();
     let response = response.into_inner();
 
@@ -98,11 +95,7 @@ fn print(
 ) -> anyhow::Result<()> {
     if response.hits.is_empty() {
         // Not a result, so not for stdout.
-        eprintln!(
-            "nothing found in project {:?}{}",
-            args.project.project,
-            why_nothing(args, &response)
-        );
+        eprintln!("nothing found in project {:?}{}", args.project.project, why_nothing(args, &response));
         return Ok(());
     }
     let width = text::width();
@@ -115,32 +108,16 @@ fn print(
     out.flush()?;
     let count = response.hits.len();
     let hits = if count == 1 { "hit" } else { "hits" };
-    eprintln!(
-        "\n{}",
-        style(format!("{count} {hits} in {}", text::span(took)))
-            .for_stderr()
-            .dim()
-    );
+    eprintln!("\n{}", style(format!("{count} {hits} in {}", text::span(took))).for_stderr().dim());
     if response.stale_count > 0 {
         eprintln!("{}", stale(response.stale_count));
     }
     Ok(())
 }
 
-fn print_hit(
-    out: &mut Out,
-    rank: usize,
-    hit: &Hit,
-    query: &str,
-    width: usize,
-    full: bool,
-) -> anyhow::Result<()> {
+fn print_hit(out: &mut Out, rank: usize, hit: &Hit, query: &str, width: usize, full: bool) -> anyhow::Result<()> {
     let title = text::one_line(&hit.source_title);
-    let title = if title.is_empty() {
-        text::one_line(&hit.source_uri)
-    } else {
-        title
-    };
+    let title = if title.is_empty() { text::one_line(&hit.source_uri) } else { title };
     out.line(format_args!(
         "{} {}  {}",
         style(format!("{rank:>2}.")).dim(),
@@ -152,12 +129,7 @@ fn print_hit(
         let line = console::truncate_str(&headings, width - INDENT.len(), "…").into_owned();
         out.line(format_args!("{INDENT}{}", style(line).cyan()))?;
     }
-    let place = format!(
-        "{}  bytes {}–{}",
-        text::one_line(&hit.source_uri),
-        hit.start_byte,
-        hit.end_byte
-    );
+    let place = format!("{}  bytes {}–{}", text::one_line(&hit.source_uri), hit.start_byte, hit.end_byte);
     out.line(format_args!("{INDENT}{}", style(place).dim()))?;
 
     if full {
@@ -178,11 +150,7 @@ fn print_hit(
 /// Joins the headings above a passage. Many documents repeat their title there, or a
 /// heading: once is enough.
 fn headings(hit: &Hit, title: &str) -> String {
-    let mut headings: Vec<_> = hit
-        .headings
-        .iter()
-        .map(|heading| text::one_line(heading))
-        .collect();
+    let mut headings: Vec<_> = hit.headings.iter().map(|heading| text::one_line(heading)).collect();
     headings.dedup();
     if headings.first().is_some_and(|first| first == title) {
         headings.remove(0);
@@ -197,23 +165,11 @@ fn highlight(line: &str, query: &str) -> String {
     }
     let wanted: Vec<_> = text::words(query).collect();
     let paint = |word: &str| -> StyledObject<String> {
-        let bare = word
-            .trim_matches(|char: char| !char.is_alphanumeric())
-            .to_lowercase();
+        let bare = word.trim_matches(|char: char| !char.is_alphanumeric()).to_lowercase();
         let styled = style(word.to_owned());
-        if wanted
-            .iter()
-            .any(|wanted| bare.starts_with(wanted.as_str()))
-        {
-            styled.bold().yellow()
-        } else {
-            styled
-        }
+        if wanted.iter().any(|wanted| bare.starts_with(wanted.as_str())) { styled.bold().yellow() } else { styled }
     };
-    line.split(' ')
-        .map(|word| paint(word).to_string())
-        .collect::<Vec<_>>()
-        .join(" ")
+    line.split(' ').map(|word| paint(word).to_string()).collect::<Vec<_>>().join(" ")
 }
 
 fn why_nothing(args: &SearchArgs, response: &SearchResponse) -> String {
@@ -238,18 +194,9 @@ mod tests {
     fn headings_leave_out_what_was_said() {
         let headings_of = |headings: &[&str]| {
             let headings = headings.iter().map(|&heading| heading.to_owned()).collect();
-            super::headings(
-                &Hit {
-                    headings,
-                    ..Hit::default()
-                },
-                "Manual",
-            )
+            super::headings(&Hit { headings, ..Hit::default() }, "Manual")
         };
-        assert_eq!(
-            headings_of(&["Manual", "Backup", "Backup", "Dumps"]),
-            "Backup › Dumps"
-        );
+        assert_eq!(headings_of(&["Manual", "Backup", "Backup", "Dumps"]), "Backup › Dumps");
         assert_eq!(headings_of(&["Manual"]), "");
         assert_eq!(headings_of(&["Backup"]), "Backup");
     }

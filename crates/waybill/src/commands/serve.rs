@@ -30,16 +30,12 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
         ServiceName::Embedding => config.listen.embedding,
         ServiceName::Relay => config.listen.relay,
     });
-    let listener = TcpListener::bind(address).await.map_err(|error| {
-        Usage(format!(
-            "can't listen on {address} ({error}): set `listen.{name}` or --listen"
-        ))
-    })?;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| Usage(format!("can't listen on {address} ({error}): set `listen.{name}` or --listen")))?;
 
     let db = Db::connect(&database).context("read database.url")?;
-    db.check_schema()
-        .await
-        .context("check the schema of the database")?;
+    db.check_schema().await.context("check the schema of the database")?;
     tracing::info!(service = name, listen = %listener.local_addr()?, "serving");
     let served = serve(args.service, &config, db.clone(), listener, shutdown).await;
     db.close().await;
@@ -57,8 +53,8 @@ async fn serve(
         ServiceName::Ingestion => services::ingestion(config, db, listener, shutdown).await,
         ServiceName::Embedding => services::embedding(config, db, listener, shutdown).await,
         ServiceName::Relay => {
-            let embedding = waybill_runtime::grpc::channel(&config.endpoints.embedding)
-                .context("read endpoints.embedding")?;
+            let embedding =
+                waybill_runtime::grpc::channel(&config.endpoints.embedding).context("read endpoints.embedding")?;
             services::relay(config, db, embedding, listener, shutdown).await
         }
     }

@@ -16,28 +16,11 @@ const PAGE: u32 = 1_000;
 /// Runs the command.
 pub(crate) async fn run(command: SourcesCommand) -> anyhow::Result<()> {
     match command {
-        SourcesCommand::Ls {
-            project,
-            endpoint,
-            prefix,
-            limit,
-            json,
-        } => {
-            let view = List {
-                project: project.project,
-                prefix,
-                limit,
-                as_json: json,
-            };
+        SourcesCommand::Ls { project, endpoint, prefix, limit, json } => {
+            let view = List { project: project.project, prefix, limit, as_json: json };
             list(view, &endpoint).await
         }
-        SourcesCommand::Get {
-            uri,
-            project,
-            endpoint,
-            text,
-            json,
-        } => {
+        SourcesCommand::Get { uri, project, endpoint, text, json } => {
             let form = match (text, json) {
                 (true, _) => Form::Text,
                 (false, true) => Form::Json,
@@ -45,11 +28,7 @@ pub(crate) async fn run(command: SourcesCommand) -> anyhow::Result<()> {
             };
             get(project.project, uri, form, &endpoint).await
         }
-        SourcesCommand::Delete {
-            uri,
-            project,
-            endpoint,
-        } => delete(project.project, uri, &endpoint).await,
+        SourcesCommand::Delete { uri, project, endpoint } => delete(project.project, uri, &endpoint).await,
     }
 }
 
@@ -79,10 +58,7 @@ async fn list(view: List, endpoint: &EndpointArgs) -> anyhow::Result<()> {
             uri_prefix: view.prefix.clone(),
             state: SourceState::Unspecified.into(),
         };
-        let page = client
-            .list_sources(request)
-            .await
-            .map_err(|status| target.explain(&status))?;
+        let page = client.list_sources(request).await.map_err(|status| target.explain(&status))?;
         let page = page.into_inner();
         left = left.saturating_sub(u32::try_from(page.sources.len()).unwrap_or(u32::MAX));
         for source in page.sources {
@@ -110,22 +86,10 @@ async fn list(view: List, endpoint: &EndpointArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn get(
-    project: String,
-    uri: String,
-    form: Form,
-    endpoint: &EndpointArgs,
-) -> anyhow::Result<()> {
+async fn get(project: String, uri: String, form: Form, endpoint: &EndpointArgs) -> anyhow::Result<()> {
     let (mut client, target) = client::ingestion(endpoint)?;
-    let request = GetSourceRequest {
-        project,
-        uri,
-        with_text: matches!(form, Form::Text),
-    };
-    let source = client
-        .get_source(request)
-        .await
-        .map_err(|status| target.explain(&status))?;
+    let request = GetSourceRequest { project, uri, with_text: matches!(form, Form::Text) };
+    let source = client.get_source(request).await.map_err(|status| target.explain(&status))?;
     let source = source.into_inner();
     let mut out = Out::new();
     match form {
@@ -138,19 +102,10 @@ async fn get(
 
 async fn delete(project: String, uri: String, endpoint: &EndpointArgs) -> anyhow::Result<()> {
     let (mut client, target) = client::ingestion(endpoint)?;
-    let request = DeleteSourceRequest {
-        project,
-        uri: uri.clone(),
-    };
-    let deleted = client
-        .delete_source(request)
-        .await
-        .map_err(|status| target.explain(&status))?;
+    let request = DeleteSourceRequest { project, uri: uri.clone() };
+    let deleted = client.delete_source(request).await.map_err(|status| target.explain(&status))?;
     let mut out = Out::new();
-    out.line(format_args!(
-        "deleted {uri}, {} chunks",
-        deleted.into_inner().deleted_chunk_count
-    ))?;
+    out.line(format_args!("deleted {uri}, {} chunks", deleted.into_inner().deleted_chunk_count))?;
     out.flush()
 }
 
@@ -165,22 +120,8 @@ fn print(out: &mut Out, source: Source) -> anyhow::Result<()> {
     row("version", &source.version.to_string())?;
     row("chunks", &source.chunk_count.to_string())?;
     row("sha256", &source.content_sha256)?;
-    row(
-        "created",
-        &source
-            .create_time
-            .as_ref()
-            .map(values::time)
-            .unwrap_or_default(),
-    )?;
-    row(
-        "updated",
-        &source
-            .update_time
-            .as_ref()
-            .map(values::time)
-            .unwrap_or_default(),
-    )?;
+    row("created", &source.create_time.as_ref().map(values::time).unwrap_or_default())?;
+    row("updated", &source.update_time.as_ref().map(values::time).unwrap_or_default())?;
     let metadata = Value::Object(source.metadata.map(values::from_struct).unwrap_or_default());
     row("metadata", &text::one_line(&metadata.to_string()))
 }

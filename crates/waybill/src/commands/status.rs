@@ -22,17 +22,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// Runs the command.
 pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
     let (client, target) = client::relay(args.endpoint.endpoint.as_deref(), &args.endpoint)?;
-    let view = View {
-        client,
-        target,
-        lanes: args.lanes,
-        as_json: args.json,
-    };
-    if args.watch {
-        view.watch(Duration::from_secs(args.interval)).await
-    } else {
-        view.once().await
-    }
+    let view = View { client, target, lanes: args.lanes, as_json: args.json };
+    if args.watch { view.watch(Duration::from_secs(args.interval)).await } else { view.once().await }
 }
 
 struct View {
@@ -44,10 +35,7 @@ struct View {
 
 impl View {
     async fn once(mut self) -> anyhow::Result<()> {
-        let response = self
-            .ask()
-            .await
-            .map_err(|status| self.target.explain(&status))?;
+        let response = self.ask().await.map_err(|status| self.target.explain(&status))?;
         let mut out = Out::new();
         out.text(&self.render(response))?;
         out.flush()
@@ -77,19 +65,13 @@ impl View {
     }
 
     async fn ask(&mut self) -> Result<GetStatusResponse, Status> {
-        let mut request = tonic::Request::new(GetStatusRequest {
-            with_lanes: self.lanes,
-        });
+        let mut request = tonic::Request::new(GetStatusRequest { with_lanes: self.lanes });
         request.set_timeout(DEADLINE);
         Ok(self.client.get_status(request).await?.into_inner())
     }
 
     fn render(&self, response: GetStatusResponse) -> String {
-        if self.as_json {
-            format!("{}\n", as_json(response))
-        } else {
-            table(&response)
-        }
+        if self.as_json { format!("{}\n", as_json(response)) } else { table(&response) }
     }
 }
 
@@ -133,9 +115,7 @@ fn table(response: &GetStatusResponse) -> String {
             "{:<10} {:>10} {:>12} {:>12.1} {:>12} {:>10}",
             sink.sink,
             lag(sink.lag_rows, sink.lag_rows_capped),
-            sink.oldest_unconfirmed
-                .as_ref()
-                .map_or_else(|| "-".to_owned(), age),
+            sink.oldest_unconfirmed.as_ref().map_or_else(|| "-".to_owned(), age),
             sink.confirmed_per_second,
             text::count(sink.confirmed_total.unsigned_abs()),
             text::count(sink.in_flight.unsigned_abs()),
@@ -151,43 +131,22 @@ fn table(response: &GetStatusResponse) -> String {
 }
 
 fn details(table: &mut String, sink: &SinkStatus) {
-    let owners = sink.owners.iter().map(|owner| {
-        format!(
-            "{} ({} lanes)",
-            text::one_line(&owner.instance),
-            owner.lane_count
-        )
-    });
+    let owners =
+        sink.owners.iter().map(|owner| format!("{} ({} lanes)", text::one_line(&owner.instance), owner.lane_count));
     let owners = owners.collect::<Vec<_>>().join(", ");
-    let owners = if owners.is_empty() {
-        "nobody: is a relay running?".to_owned()
-    } else {
-        owners
-    };
+    let owners = if owners.is_empty() { "nobody: is a relay running?".to_owned() } else { owners };
     let _ = writeln!(table, "{:<10} delivered by {owners}", sink.sink);
     if !sink.last_error.is_empty() {
         let error = text::one_line(&sink.last_error);
-        let _ = writeln!(
-            table,
-            "{:<10} {} {error}",
-            sink.sink,
-            style("last error:").red()
-        );
+        let _ = writeln!(table, "{:<10} {} {error}", sink.sink, style("last error:").red());
     }
     if sink.lanes.is_empty() {
         return;
     }
-    let heading = format!(
-        "{:>6} {:>14} {:>10} {:>8}  OWNER",
-        "LANE", "CLOSED", "LAG ROWS", "EPOCH"
-    );
+    let heading = format!("{:>6} {:>14} {:>10} {:>8}  OWNER", "LANE", "CLOSED", "LAG ROWS", "EPOCH");
     let _ = writeln!(table, "{}", style(heading).dim());
     for lane in &sink.lanes {
-        let owner = if lane.owner.is_empty() {
-            "-".to_owned()
-        } else {
-            text::one_line(&lane.owner)
-        };
+        let owner = if lane.owner.is_empty() { "-".to_owned() } else { text::one_line(&lane.owner) };
         let _ = writeln!(
             table,
             "{:>6} {:>14} {:>10} {:>8}  {owner}",
@@ -261,26 +220,16 @@ mod tests {
             sink: "qdrant".to_owned(),
             lag_rows: 100_000,
             lag_rows_capped: true,
-            oldest_unconfirmed: Some(prost_types::Duration {
-                seconds: 2,
-                nanos: 500_000_000,
-            }),
+            oldest_unconfirmed: Some(prost_types::Duration { seconds: 2, nanos: 500_000_000 }),
             confirmed_per_second: 812.34,
-            owners: vec![Owner {
-                instance: "a".to_owned(),
-                lane_count: 64,
-                lease_until: None,
-            }],
+            owners: vec![Owner { instance: "a".to_owned(), lane_count: 64, lease_until: None }],
             ..SinkStatus::default()
         }
     }
 
     #[test]
     fn the_table_says_how_far_behind_a_sink_is() {
-        let response = GetStatusResponse {
-            sinks: vec![sink()],
-            ..GetStatusResponse::default()
-        };
+        let response = GetStatusResponse { sinks: vec![sink()], ..GetStatusResponse::default() };
         let table = table(&response);
         for part in ["100,000+", "2.5 s", "812.3", "a (64 lanes)"] {
             assert!(table.contains(part), "{part} in {table}");
@@ -289,14 +238,8 @@ mod tests {
 
     #[test]
     fn nobody_delivering_is_said() {
-        let sink = SinkStatus {
-            owners: Vec::new(),
-            ..sink()
-        };
-        let response = GetStatusResponse {
-            sinks: vec![sink],
-            ..GetStatusResponse::default()
-        };
+        let sink = SinkStatus { owners: Vec::new(), ..sink() };
+        let response = GetStatusResponse { sinks: vec![sink], ..GetStatusResponse::default() };
         assert!(table(&response).contains("is a relay running?"));
     }
 }

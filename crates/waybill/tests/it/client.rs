@@ -15,13 +15,9 @@ fn nobody() -> String {
 fn an_endpoint_that_does_not_answer_ends_with_3_and_a_hint() {
     let home = tempfile::tempdir().unwrap();
     let url = nobody();
-    for args in [
-        vec!["search", "x"],
-        vec!["status"],
-        vec!["projects", "ls"],
-        vec!["sources", "ls"],
-        vec!["import", "."],
-    ] {
+    for args in
+        [vec!["search", "x"], vec!["status"], vec!["projects", "ls"], vec!["sources", "ls"], vec!["import", "."]]
+    {
         let args = [args.as_slice(), &["--endpoint", &url]].concat();
         let failed = run(home.path(), &args).expect_code(3);
         assert_has(&failed.stderr, &[&url, "efused", "--endpoint"]);
@@ -35,15 +31,11 @@ fn a_dead_up_is_named() {
     let url = nobody();
     let data_dir = home.path().join(".local/share/waybill");
     fs::create_dir_all(&data_dir).unwrap();
-    let endpoints = format!(
-        "{{\"pid\": 4242, \"ingestion\": \"{url}\", \"embedding\": \"{url}\", \"relay\": \"{url}\"}}"
-    );
+    let endpoints =
+        format!("{{\"pid\": 4242, \"ingestion\": \"{url}\", \"embedding\": \"{url}\", \"relay\": \"{url}\"}}");
     fs::write(data_dir.join("endpoints.json"), endpoints).unwrap();
     let failed = run(home.path(), &["search", "x"]).expect_code(3);
-    assert_has(
-        &failed.stderr,
-        &[&url, "4242", "endpoints.json", "waybill up"],
-    );
+    assert_has(&failed.stderr, &[&url, "4242", "endpoints.json", "waybill up"]);
 }
 
 #[test]

@@ -9,22 +9,13 @@ use crate::program::{assert_has, run, run_with};
 fn the_effective_configuration_hides_secrets() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("waybill.toml");
-    fs::write(
-        &file,
-        "[qdrant]\nurl = \"http://q:6334\"\napi_key = \"opensesame\"\n",
-    )
-    .unwrap();
+    fs::write(&file, "[qdrant]\nurl = \"http://q:6334\"\napi_key = \"opensesame\"\n").unwrap();
     let file = file.to_str().unwrap();
     let variables = [("DATABASE_URL", "postgres://me:hunter2@db/waybill")];
     let shown = run_with(home.path(), &["config", "--config", file], &variables).expect_code(0);
     assert_has(
         &shown.stdout,
-        &[
-            "postgres://me:[hidden]@db/waybill",
-            "http://q:6334",
-            "# environment: DATABASE_URL",
-            file,
-        ],
+        &["postgres://me:[hidden]@db/waybill", "http://q:6334", "# environment: DATABASE_URL", file],
     );
     for secret in ["hunter2", "opensesame"] {
         assert!(!shown.stdout.contains(secret), "{}", shown.stdout);
@@ -48,20 +39,10 @@ fn our_own_variable_beats_the_common_one_and_both_beat_the_file() {
     let file = home.path().join("waybill.toml");
     fs::write(&file, "[database]\nurl = \"postgres://file/x\"\n").unwrap();
     let args = ["config", "--config", file.to_str().unwrap()];
-    let shown = run_with(
-        home.path(),
-        &args,
-        &[("DATABASE_URL", "postgres://common/x")],
-    );
+    let shown = run_with(home.path(), &args, &[("DATABASE_URL", "postgres://common/x")]);
     assert_has(&shown.stdout, &["postgres://common/x"]);
-    let variables = [
-        ("DATABASE_URL", "postgres://common/x"),
-        ("WAYBILL_DATABASE__URL", "postgres://own/x"),
-    ];
-    assert_has(
-        &run_with(home.path(), &args, &variables).stdout,
-        &["postgres://own/x"],
-    );
+    let variables = [("DATABASE_URL", "postgres://common/x"), ("WAYBILL_DATABASE__URL", "postgres://own/x")];
+    assert_has(&run_with(home.path(), &args, &variables).stdout, &["postgres://own/x"]);
 }
 
 #[test]
@@ -69,24 +50,13 @@ fn a_bad_value_names_key_value_origin_and_fix() {
     let home = tempfile::tempdir().unwrap();
     let variables = [("WAYBILL_DATABASE__MAX_CONNECTIONS", "many")];
     let bad = run_with(home.path(), &["config", "--check"], &variables).expect_code(2);
-    assert_has(
-        &bad.stderr,
-        &[
-            "database.max_connections",
-            "many",
-            "WAYBILL_DATABASE__MAX_CONNECTIONS",
-            "whole number",
-        ],
-    );
+    assert_has(&bad.stderr, &["database.max_connections", "many", "WAYBILL_DATABASE__MAX_CONNECTIONS", "whole number"]);
 
     let file = home.path().join("waybill.toml");
     fs::write(&file, "[databse]\nurl = \"postgres://x/y\"\n").unwrap();
     let args = ["config", "--check", "--config", file.to_str().unwrap()];
     let bad = run(home.path(), &args).expect_code(2);
-    assert_has(
-        &bad.stderr,
-        &["databse", "did you mean `database`", file.to_str().unwrap()],
-    );
+    assert_has(&bad.stderr, &["databse", "did you mean `database`", file.to_str().unwrap()]);
 
     let variables = [("DATABASE_URL", "mysql://me:hunter2@db/x")];
     let bad = run_with(home.path(), &["migrate"], &variables).expect_code(2);
@@ -101,12 +71,7 @@ fn a_bad_configuration_is_refused_before_any_port_is_bound() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let args = ["serve", "ingestion", "--listen", &address];
-    let bad = run_with(
-        home.path(),
-        &args,
-        &[("WAYBILL_SHUTDOWN__DEADLINE_S", "-1")],
-    )
-    .expect_code(2);
+    let bad = run_with(home.path(), &args, &[("WAYBILL_SHUTDOWN__DEADLINE_S", "-1")]).expect_code(2);
     assert_has(&bad.stderr, &["shutdown.deadline_s"]);
 
     let missing = run(home.path(), &args).expect_code(2);
@@ -114,12 +79,7 @@ fn a_bad_configuration_is_refused_before_any_port_is_bound() {
 
     let port = taken.local_addr().unwrap().port().to_string();
     let args = ["up", "--ingestion-port", &port];
-    let bad = run_with(
-        home.path(),
-        &args,
-        &[("WAYBILL_SHUTDOWN__DEADLINE_S", "-1")],
-    )
-    .expect_code(2);
+    let bad = run_with(home.path(), &args, &[("WAYBILL_SHUTDOWN__DEADLINE_S", "-1")]).expect_code(2);
     assert_has(&bad.stderr, &["shutdown.deadline_s"]);
     assert!(!home.path().join(".local").exists(), "nothing was made");
 }

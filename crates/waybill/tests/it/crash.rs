@@ -19,26 +19,17 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const DOCUMENTS: usize = 1_500;
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn models_dir() -> PathBuf {
-    std::env::var_os("WAYBILL_MODELS_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models"),
-        PathBuf::from,
-    )
+    std::env::var_os("WAYBILL_MODELS_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models"), PathBuf::from)
 }
 
 fn binary(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_waybill")).with_file_name(name);
-    assert!(
-        path.exists(),
-        "{name} is not built: run the tests with `cargo xtask test`"
-    );
+    assert!(path.exists(), "{name} is not built: run the tests with `cargo xtask test`");
     path
 }
 
@@ -63,27 +54,14 @@ struct Ports {
 }
 
 async fn serve(config: &Path, service: &str) -> Program {
-    let args = ["serve", service, "--config"]
-        .map(Into::into)
-        .into_iter()
-        .chain([config.to_owned()]);
-    let program = Program::start(
-        env!("CARGO_BIN_EXE_waybill"),
-        args,
-        [("WAYBILL_LOG", "info")],
-    )
-    .unwrap();
+    let args = ["serve", service, "--config"].map(Into::into).into_iter().chain([config.to_owned()]);
+    let program = Program::start(env!("CARGO_BIN_EXE_waybill"), args, [("WAYBILL_LOG", "info")]).unwrap();
     program.line("serving", PATIENCE).await.unwrap();
     program
 }
 
 async fn start_qdrant(dir: &Path, port: u16) -> Program {
-    let args = [
-        "--data-dir".into(),
-        dir.join("qdrant"),
-        "--listen".into(),
-        format!("127.0.0.1:{port}").into(),
-    ];
+    let args = ["--data-dir".into(), dir.join("qdrant"), "--listen".into(), format!("127.0.0.1:{port}").into()];
     let program = Program::start(binary("qdrant-local"), args, [("RUST_LOG", "warn")]).unwrap();
     program.line("127.0.0.1:", PATIENCE).await.unwrap();
     program
@@ -94,18 +72,9 @@ impl World {
         let postgres = TestPostgres::own().await.unwrap();
         let db = postgres.database().await.unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let ports = Ports {
-            qdrant: free_port(),
-            ingestion: free_port(),
-            embedding: free_port(),
-            relay: free_port(),
-        };
+        let ports = Ports { qdrant: free_port(), ingestion: free_port(), embedding: free_port(), relay: free_port() };
         let model = models_dir().join("wordllama");
-        assert!(
-            model.is_dir(),
-            "{} is missing: run `cargo xtask fetch-models`",
-            model.display()
-        );
+        assert!(model.is_dir(), "{} is missing: run `cargo xtask fetch-models`", model.display());
         std::fs::write(
             dir.path().join("waybill.toml"),
             format!(
@@ -144,22 +113,8 @@ impl World {
         let embedding = serve(&config, "embedding").await;
         let ingestion = serve(&config, "ingestion").await;
         let relay = serve(&config, "relay").await;
-        let vectors = Vectors::connect(&QdrantConfig::new(format!(
-            "http://127.0.0.1:{}",
-            ports.qdrant
-        )))
-        .unwrap();
-        Self {
-            postgres,
-            db,
-            dir,
-            ports,
-            qdrant,
-            relay,
-            _embedding: embedding,
-            _ingestion: ingestion,
-            vectors,
-        }
+        let vectors = Vectors::connect(&QdrantConfig::new(format!("http://127.0.0.1:{}", ports.qdrant))).unwrap();
+        Self { postgres, db, dir, ports, qdrant, relay, _embedding: embedding, _ingestion: ingestion, vectors }
     }
 
     fn config(&self) -> PathBuf {
@@ -168,27 +123,13 @@ impl World {
 
     fn import(&self, folder: &Path) -> Program {
         let endpoint = format!("http://127.0.0.1:{}", self.ports.ingestion);
-        let args = [
-            "import",
-            folder.to_str().unwrap(),
-            "--project",
-            "p",
-            "--endpoint",
-            &endpoint,
-        ];
+        let args = ["import", folder.to_str().unwrap(), "--project", "p", "--endpoint", &endpoint];
         Program::start(env!("CARGO_BIN_EXE_waybill"), args, [("NO_COLOR", "1")]).unwrap()
     }
 
     async fn confirmed(&self) -> usize {
-        let count = psql(
-            &self.db.url,
-            "COPY (SELECT count(*) FROM index_state WHERE NOT deleted) TO STDOUT",
-        )
-        .await;
-        count
-            .ok()
-            .and_then(|count| count.trim().parse().ok())
-            .unwrap_or(0)
+        let count = psql(&self.db.url, "COPY (SELECT count(*) FROM index_state WHERE NOT deleted) TO STDOUT").await;
+        count.ok().and_then(|count| count.trim().parse().ok()).unwrap_or(0)
     }
 
     async fn kill_relay(&mut self) {
@@ -207,12 +148,7 @@ impl World {
     }
 
     async fn rows(&self) -> BTreeMap<Uuid, i64> {
-        let text = psql(
-            &self.db.url,
-            "COPY (SELECT id, version FROM chunk) TO STDOUT",
-        )
-        .await
-        .unwrap();
+        let text = psql(&self.db.url, "COPY (SELECT id, version FROM chunk) TO STDOUT").await.unwrap();
         text.lines()
             .filter_map(|line| line.split_once('\t'))
             .map(|(id, version)| (id.parse().unwrap(), version.trim().parse().unwrap()))
@@ -223,11 +159,7 @@ impl World {
         let mut points = BTreeMap::new();
         let mut next = None;
         loop {
-            let Ok(page) = self
-                .vectors
-                .scroll_versions(DEFAULT_ALIAS, None, next, 1_000)
-                .await
-            else {
+            let Ok(page) = self.vectors.scroll_versions(DEFAULT_ALIAS, None, next, 1_000).await else {
                 return points;
             };
             points.extend(page.points);
@@ -239,14 +171,10 @@ impl World {
     }
 
     async fn wait_until_equal(&self) {
-        eventually(
-            "Qdrant shows what Postgres says, key by key",
-            PATIENCE,
-            async || {
-                let rows = self.rows().await;
-                self.confirmed().await == rows.len() && self.points().await == rows
-            },
-        )
+        eventually("Qdrant shows what Postgres says, key by key", PATIENCE, async || {
+            let rows = self.rows().await;
+            self.confirmed().await == rows.len() && self.points().await == rows
+        })
         .await;
     }
 }
@@ -271,10 +199,7 @@ async fn relay_postgres_and_qdrant_killed_in_the_middle_of_an_import() {
     let mut seen = Vec::new();
     for kill in 0..3 {
         let before = seen.last().copied().unwrap_or(0);
-        eventually("deliveries go on", PATIENCE, async || {
-            world.confirmed().await > before + 100
-        })
-        .await;
+        eventually("deliveries go on", PATIENCE, async || world.confirmed().await > before + 100).await;
         match kill {
             0 => world.kill_relay().await,
             1 => world.kill_postgres().await,
@@ -283,40 +208,21 @@ async fn relay_postgres_and_qdrant_killed_in_the_middle_of_an_import() {
         seen.push(world.confirmed().await);
     }
     let ended = import.wait(PATIENCE).await.unwrap();
-    assert!(
-        ended.success(),
-        "the import got through: {:?}",
-        import.output()
-    );
+    assert!(ended.success(), "the import got through: {:?}", import.output());
     world.wait_until_equal().await;
     let rows = world.rows().await;
-    assert!(
-        seen.iter().all(|&seen| seen < rows.len()),
-        "each kill came in the middle: {seen:?} of {}",
-        rows.len()
-    );
+    assert!(seen.iter().all(|&seen| seen < rows.len()), "each kill came in the middle: {seen:?} of {}", rows.len());
 
     // Once more with changes and deletes, and all three at once.
     write_corpus(&folder, 8);
     let mut import = world.import(&folder);
-    eventually("the second import is under way", PATIENCE, async || {
-        world.rows().await != rows
-    })
-    .await;
-    psql(&world.db.url, "DELETE FROM source WHERE uri LIKE '%7.%'")
-        .await
-        .unwrap();
+    eventually("the second import is under way", PATIENCE, async || world.rows().await != rows).await;
+    psql(&world.db.url, "DELETE FROM source WHERE uri LIKE '%7.%'").await.unwrap();
     world.kill_relay().await;
     world.kill_postgres().await;
     world.kill_qdrant().await;
-    assert!(
-        import.wait(PATIENCE).await.unwrap().success(),
-        "the import got through: {:?}",
-        import.output()
-    );
-    psql(&world.db.url, "DELETE FROM source WHERE uri LIKE '%3.%'")
-        .await
-        .unwrap();
+    assert!(import.wait(PATIENCE).await.unwrap().success(), "the import got through: {:?}", import.output());
+    psql(&world.db.url, "DELETE FROM source WHERE uri LIKE '%3.%'").await.unwrap();
     world.wait_until_equal().await;
 }
 
@@ -324,7 +230,9 @@ async fn relay_postgres_and_qdrant_killed_in_the_middle_of_an_import() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_transaction_slows_neither_delivery_nor_search() {
     let world = World::start().await;
-    psql(&world.db.url, "CREATE TABLE go (n int); INSERT INTO project (id, name) VALUES (gen_random_uuid(), 'other')").await.unwrap();
+    psql(&world.db.url, "CREATE TABLE go (n int); INSERT INTO project (id, name) VALUES (gen_random_uuid(), 'other')")
+        .await
+        .unwrap();
     let open = tokio::spawn({
         let url = world.db.url.clone();
         let sql = "BEGIN; SELECT pg_current_xact_id(); INSERT INTO source (id, project_id, uri, title, media_type, content_hash, text, state, chunker)
@@ -335,51 +243,25 @@ async fn an_open_transaction_slows_neither_delivery_nor_search() {
         async move { psql(&url, sql).await }
     });
     let running = "COPY (SELECT count(*) FROM pg_locks WHERE relation = 'go'::regclass AND granted) TO STDOUT";
-    eventually("the transaction is open", PATIENCE, async || {
-        psql(&world.db.url, running).await.unwrap().trim() == "1"
-    })
-    .await;
+    eventually("the transaction is open", PATIENCE, async || psql(&world.db.url, running).await.unwrap().trim() == "1")
+        .await;
 
     let folder = world.dir.path().join("corpus");
     write_corpus(&folder, 9);
     let mut import = world.import(&folder);
-    assert!(
-        import.wait(PATIENCE).await.unwrap().success(),
-        "{:?}",
-        import.output()
-    );
+    assert!(import.wait(PATIENCE).await.unwrap().success(), "{:?}", import.output());
     world.wait_until_equal().await;
     let needle = corpus::document(9, 4).needle;
     let endpoint = format!("http://127.0.0.1:{}", world.ports.embedding);
-    let args = [
-        "search",
-        &needle,
-        "--project",
-        "p",
-        "--mode",
-        "lexical",
-        "--endpoint",
-        &endpoint,
-        "--json",
-    ];
-    let mut search =
-        Program::start(env!("CARGO_BIN_EXE_waybill"), args, [("NO_COLOR", "1")]).unwrap();
+    let args = ["search", &needle, "--project", "p", "--mode", "lexical", "--endpoint", &endpoint, "--json"];
+    let mut search = Program::start(env!("CARGO_BIN_EXE_waybill"), args, [("NO_COLOR", "1")]).unwrap();
     assert!(search.wait(PATIENCE).await.unwrap().success());
     let output = search.output().join("\n");
-    assert!(
-        output.contains("0004."),
-        "the needle is found while the transaction is open: {output}"
-    );
+    assert!(output.contains("0004."), "the needle is found while the transaction is open: {output}");
 
     let before = world.rows().await;
-    psql(&world.db.url, "INSERT INTO go VALUES (1)")
-        .await
-        .unwrap();
+    psql(&world.db.url, "INSERT INTO go VALUES (1)").await.unwrap();
     open.await.unwrap().unwrap();
     world.wait_until_equal().await;
-    assert_eq!(
-        world.rows().await.len(),
-        before.len() + 1,
-        "its own row followed"
-    );
+    assert_eq!(world.rows().await.len(), before.len() + 1, "its own row followed");
 }

@@ -6,18 +6,8 @@ use crate::program::{assert_has, run};
 fn help_shows_where_to_start_and_the_exit_codes() {
     let home = tempfile::tempdir().unwrap();
     let help = run(home.path(), &["--help"]).expect_code(0);
-    assert_has(
-        &help.stdout,
-        &[
-            "waybill up",
-            "waybill import",
-            "waybill search",
-            "Exit codes:",
-        ],
-    );
-    for command in [
-        "up", "import", "search", "status", "projects", "sources", "serve", "migrate", "config",
-    ] {
+    assert_has(&help.stdout, &["waybill up", "waybill import", "waybill search", "Exit codes:"]);
+    for command in ["up", "import", "search", "status", "projects", "sources", "serve", "migrate", "config"] {
         assert_has(&help.stdout, &[&format!("\n  {command} ")]);
     }
 }

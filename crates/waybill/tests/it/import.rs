@@ -11,9 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
 use waybill_api::ingestion::v1 as pb;
-use waybill_api::ingestion::v1::ingestion_service_server::{
-    IngestionService, IngestionServiceServer,
-};
+use waybill_api::ingestion::v1::ingestion_service_server::{IngestionService, IngestionServiceServer};
 use waybill_api::ingestion::v1::put_sources_response::Result as PutResult;
 
 use crate::program::{Ran, assert_has, run};
@@ -55,19 +53,11 @@ impl Fake {
         let mut state = self.0.lock().unwrap();
         if source.uri.contains("refused") {
             let message = "body: refused for the test".to_owned();
-            return Err(pb::PutError {
-                code: 3,
-                message,
-                field: "body".to_owned(),
-            });
+            return Err(pb::PutError { code: 3, message, field: "body".to_owned() });
         }
         if source.uri.contains("throttled") && !state.throttled {
             state.throttled = true;
-            return Err(pb::PutError {
-                code: 8,
-                message: "later".to_owned(),
-                field: String::new(),
-            });
+            return Err(pb::PutError { code: 8, message: "later".to_owned(), field: String::new() });
         }
         let outcome = match state.requests.get(&source.request_id) {
             Some(outcome) => *outcome,
@@ -78,11 +68,7 @@ impl Fake {
             },
         };
         state.requests.insert(source.request_id, outcome);
-        Ok(pb::PutSourceResponse {
-            outcome,
-            chunks_added: 2,
-            ..pb::PutSourceResponse::default()
-        })
+        Ok(pb::PutSourceResponse { outcome, chunks_added: 2, ..pb::PutSourceResponse::default() })
     }
 
     fn breaks_now(&self) -> bool {
@@ -96,16 +82,10 @@ impl Fake {
 impl IngestionService for Fake {
     type PutSourcesStream = ReceiverStream<Result<pb::PutSourcesResponse, Status>>;
 
-    async fn get_project(
-        &self,
-        request: Request<pb::GetProjectRequest>,
-    ) -> Result<Response<pb::Project>, Status> {
+    async fn get_project(&self, request: Request<pb::GetProjectRequest>) -> Result<Response<pb::Project>, Status> {
         let name = request.into_inner().name;
         if self.0.lock().unwrap().projects.contains(&name) {
-            Ok(Response::new(pb::Project {
-                name,
-                ..pb::Project::default()
-            }))
+            Ok(Response::new(pb::Project { name, ..pb::Project::default() }))
         } else {
             Err(Status::not_found("no such project"))
         }
@@ -117,10 +97,7 @@ impl IngestionService for Fake {
     ) -> Result<Response<pb::Project>, Status> {
         let name = request.into_inner().name;
         self.0.lock().unwrap().projects.insert(name.clone());
-        Ok(Response::new(pb::Project {
-            name,
-            ..pb::Project::default()
-        }))
+        Ok(Response::new(pb::Project { name, ..pb::Project::default() }))
     }
 
     async fn put_sources(
@@ -139,16 +116,11 @@ impl IngestionService for Fake {
                 };
                 // Stored, and the answer lost: the hard case.
                 if answered == ANSWERS_A_CONNECTION && fake.breaks_now() {
-                    let _ = answers
-                        .send(Err(Status::unavailable("cut for the test")))
-                        .await;
+                    let _ = answers.send(Err(Status::unavailable("cut for the test"))).await;
                     return;
                 }
                 answered += 1;
-                let answer = pb::PutSourcesResponse {
-                    sequence: message.sequence,
-                    result: Some(result),
-                };
+                let answer = pb::PutSourcesResponse { sequence: message.sequence, result: Some(result) };
                 if answers.send(Ok(answer)).await.is_err() {
                     return;
                 }
@@ -170,9 +142,7 @@ impl IngestionService for Fake {
             }
         }
         self.0.lock().unwrap().uploads += 1;
-        self.put(source)
-            .map(Response::new)
-            .map_err(|error| Status::invalid_argument(error.message))
+        self.put(source).map(Response::new).map_err(|error| Status::invalid_argument(error.message))
     }
 
     async fn list_sources(
@@ -181,32 +151,16 @@ impl IngestionService for Fake {
     ) -> Result<Response<pb::ListSourcesResponse>, Status> {
         let prefix = request.into_inner().uri_prefix;
         let state = self.0.lock().unwrap();
-        let uris = state
-            .bodies
-            .keys()
-            .filter(|uri| uri.starts_with(&prefix))
-            .cloned();
-        let sources = uris
-            .map(|uri| pb::Source {
-                uri,
-                ..pb::Source::default()
-            })
-            .collect();
-        Ok(Response::new(pb::ListSourcesResponse {
-            sources,
-            ..pb::ListSourcesResponse::default()
-        }))
+        let uris = state.bodies.keys().filter(|uri| uri.starts_with(&prefix)).cloned();
+        let sources = uris.map(|uri| pb::Source { uri, ..pb::Source::default() }).collect();
+        Ok(Response::new(pb::ListSourcesResponse { sources, ..pb::ListSourcesResponse::default() }))
     }
 
     async fn delete_source(
         &self,
         request: Request<pb::DeleteSourceRequest>,
     ) -> Result<Response<pb::DeleteSourceResponse>, Status> {
-        self.0
-            .lock()
-            .unwrap()
-            .bodies
-            .remove(&request.into_inner().uri);
+        self.0.lock().unwrap().bodies.remove(&request.into_inner().uri);
         Ok(Response::new(pb::DeleteSourceResponse::default()))
     }
 
@@ -224,38 +178,24 @@ impl IngestionService for Fake {
         Err(Status::unimplemented("not for an import"))
     }
 
-    async fn put_source(
-        &self,
-        _: Request<pb::PutSourceRequest>,
-    ) -> Result<Response<pb::PutSourceResponse>, Status> {
+    async fn put_source(&self, _: Request<pb::PutSourceRequest>) -> Result<Response<pb::PutSourceResponse>, Status> {
         Err(Status::unimplemented("not for an import"))
     }
 
-    async fn get_source(
-        &self,
-        _: Request<pb::GetSourceRequest>,
-    ) -> Result<Response<pb::Source>, Status> {
+    async fn get_source(&self, _: Request<pb::GetSourceRequest>) -> Result<Response<pb::Source>, Status> {
         Err(Status::unimplemented("not for an import"))
     }
 }
 
 async fn import(home: &Path, args: &[&str]) -> Ran {
     let home = home.to_owned();
-    let args: Vec<_> = std::iter::once("import")
-        .chain(args.iter().copied())
-        .map(str::to_owned)
-        .collect();
-    tokio::task::spawn_blocking(move || run(&home, &args))
-        .await
-        .unwrap()
+    let args: Vec<_> = std::iter::once("import").chain(args.iter().copied()).map(str::to_owned).collect();
+    tokio::task::spawn_blocking(move || run(&home, &args)).await.unwrap()
 }
 
 fn counts(ran: &Ran) -> Vec<u64> {
     let report: Value = serde_json::from_str(&ran.stdout).unwrap();
-    ["new", "changed", "unchanged", "failed", "skipped"]
-        .iter()
-        .map(|name| report[name].as_u64().unwrap())
-        .collect()
+    ["new", "changed", "unchanged", "failed", "skipped"].iter().map(|name| report[name].as_u64().unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -264,11 +204,7 @@ async fn every_document_arrives_once_through_broken_connections() {
     let folder = home.path().join("docs");
     fs::create_dir_all(folder.join("sub")).unwrap();
     for number in 0..40 {
-        fs::write(
-            folder.join(format!("sub/{number:02}.md")),
-            format!("# {number}\n"),
-        )
-        .unwrap();
+        fs::write(folder.join(format!("sub/{number:02}.md")), format!("# {number}\n")).unwrap();
     }
     fs::write(folder.join("large.txt"), "x".repeat(3 * 1024 * 1024)).unwrap();
     fs::write(folder.join("refused.txt"), "x").unwrap();
@@ -278,22 +214,12 @@ async fn every_document_arrives_once_through_broken_connections() {
     let fake = Fake::default();
     let url = fake.serve().await;
     let folder_arg = folder.to_str().unwrap();
-    let args = [
-        folder_arg,
-        "--endpoint",
-        &url,
-        "--uri-prefix",
-        "p/",
-        "--json",
-    ];
+    let args = [folder_arg, "--endpoint", &url, "--uri-prefix", "p/", "--json"];
     let first = import(home.path(), &args).await.expect_code(1);
     // 40 and two more are new, whatever was sent twice; one is refused, one skipped.
     assert_eq!(counts(&first), [42, 0, 0, 1, 1], "{first:#?}");
     assert_has(&first.stderr, &["created project default", "trying again"]);
-    assert_has(
-        &first.stdout,
-        &["p/refused.txt", "refused for the test", "picture.png"],
-    );
+    assert_has(&first.stdout, &["p/refused.txt", "refused for the test", "picture.png"]);
     {
         let state = fake.0.lock().unwrap();
         assert!(state.breaks > BREAKS, "the stream was cut");
@@ -306,14 +232,9 @@ async fn every_document_arrives_once_through_broken_connections() {
     fs::remove_file(folder.join("refused.txt")).unwrap();
     fs::remove_file(folder.join("sub/00.md")).unwrap();
     fs::write(folder.join("sub/01.md"), "# changed\n").unwrap();
-    let again = import(home.path(), &[&args[..], &["--prune"]].concat())
-        .await
-        .expect_code(0);
+    let again = import(home.path(), &[&args[..], &["--prune"]].concat()).await.expect_code(0);
     assert_eq!(counts(&again), [0, 1, 40, 0, 1], "{again:#?}");
-    assert!(
-        !fake.0.lock().unwrap().bodies.contains_key("p/sub/00.md"),
-        "pruned"
-    );
+    assert!(!fake.0.lock().unwrap().bodies.contains_key("p/sub/00.md"), "pruned");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -323,13 +244,8 @@ async fn json_lines_keep_going_after_a_bad_one() {
     let lines = "{\"uri\":\"a\",\"text\":\"x\",\"metadata\":{\"n\":1}}\nnonsense\n{\"uri\":\"b\",\"text\":\"y\"}\n";
     fs::write(&file, lines).unwrap();
     let url = Fake::default().serve().await;
-    let ran = import(home.path(), &[file.to_str().unwrap(), "--endpoint", &url])
-        .await
-        .expect_code(1);
-    assert_has(
-        &ran.stdout,
-        &["2 new", "1 failed", "docs.jsonl:2", "documents/s"],
-    );
+    let ran = import(home.path(), &[file.to_str().unwrap(), "--endpoint", &url]).await.expect_code(1);
+    assert_has(&ran.stdout, &["2 new", "1 failed", "docs.jsonl:2", "documents/s"]);
 }
 
 #[test]

@@ -1,9 +1,5 @@
 //! The real binary, from the outside.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a helper of a test may panic like the test itself"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test may panic like the test itself")]
 
 mod client;
 mod config;

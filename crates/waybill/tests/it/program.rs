@@ -32,10 +32,7 @@ pub(crate) fn run<S: AsRef<OsStr>>(home: &Path, args: &[S]) -> Ran {
 
 /// Runs the binary with more environment.
 pub(crate) fn run_with(home: &Path, args: &[&str], variables: &[(&str, &str)]) -> Ran {
-    let output = waybill(home)
-        .args(args)
-        .envs(variables.iter().copied())
-        .output();
+    let output = waybill(home).args(args).envs(variables.iter().copied()).output();
     ran(output.expect("run waybill"))
 }
 

@@ -16,18 +16,10 @@ const UP_LIMIT: Duration = Duration::from_secs(120);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 fn model() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
-        .nth(2)
-        .unwrap();
-    let models = std::env::var_os("WAYBILL_MODELS_DIR")
-        .map_or_else(|| workspace.join("target/models"), PathBuf::from);
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+    let models = std::env::var_os("WAYBILL_MODELS_DIR").map_or_else(|| workspace.join("target/models"), PathBuf::from);
     let model = models.join("wordllama");
-    assert!(
-        model.is_dir(),
-        "no model in {}: run `cargo xtask fetch-models`",
-        model.display()
-    );
+    assert!(model.is_dir(), "no model in {}: run `cargo xtask fetch-models`", model.display());
     model
 }
 
@@ -38,9 +30,7 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-        }
+        Self { dir: tempfile::tempdir().unwrap() }
     }
 
     fn data_dir(&self) -> PathBuf {
@@ -49,9 +39,7 @@ impl Place {
 
     async fn up(&self) -> Program {
         let mut command = waybill(self.dir.path());
-        command
-            .args(["up", "--free-ports", "--data-dir"])
-            .arg(self.data_dir());
+        command.args(["up", "--free-ports", "--data-dir"]).arg(self.data_dir());
         command.arg("--model-dir").arg(model());
         let up = Program::spawn(command.into()).unwrap();
         up.line("Waybill is up", UP_LIMIT).await.unwrap();
@@ -61,14 +49,9 @@ impl Place {
     /// Runs a client command on what is up.
     async fn run(&self, args: &[&str]) -> Ran {
         let mut args: Vec<_> = args.iter().map(|&arg| arg.to_owned()).collect();
-        args.extend([
-            "--data-dir".to_owned(),
-            self.data_dir().display().to_string(),
-        ]);
+        args.extend(["--data-dir".to_owned(), self.data_dir().display().to_string()]);
         let home = self.dir.path().to_owned();
-        tokio::task::spawn_blocking(move || run(&home, &args))
-            .await
-            .unwrap()
+        tokio::task::spawn_blocking(move || run(&home, &args)).await.unwrap()
     }
 
     async fn json(&self, args: &[&str]) -> Value {
@@ -78,10 +61,7 @@ impl Place {
 
     async fn top_hit(&self, question: &str) -> String {
         let found = self.json(&["search", question]).await;
-        found["hits"][0]["uri"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
+        found["hits"][0]["uri"].as_str().unwrap_or_default().to_owned()
     }
 }
 
@@ -89,18 +69,9 @@ fn documents(dir: &Path) -> PathBuf {
     let docs = dir.join("docs");
     fs::create_dir_all(docs.join("animals")).unwrap();
     let write = |name: &str, text: &str| fs::write(docs.join(name), text).unwrap();
-    write(
-        "animals/cat.md",
-        "# Cats\n\nA cat sleeps most of the day and hunts mice at night.\n",
-    );
-    write(
-        "animals/bee.md",
-        "# Bees\n\nBees gather nectar from flowers and make honey in a hive.\n",
-    );
-    write(
-        "trains.txt",
-        "A train runs on rails between stations and carries passengers.\n",
-    );
+    write("animals/cat.md", "# Cats\n\nA cat sleeps most of the day and hunts mice at night.\n");
+    write("animals/bee.md", "# Bees\n\nBees gather nectar from flowers and make honey in a hive.\n");
+    write("trains.txt", "A train runs on rails between stations and carries passengers.\n");
     write(
         "bread.html",
         "<html><body><h1>Bread</h1><p>Knead flour, water and yeast, then bake the dough.</p></body></html>",
@@ -121,12 +92,7 @@ fn descendants(pid: u32) -> Vec<u32> {
     let mut next = 0;
     while next < found.len() {
         let parent = found[next];
-        found.extend(
-            parents
-                .iter()
-                .filter(|(_, of)| *of == parent)
-                .map(|(pid, _)| *pid),
-        );
+        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
         next += 1;
     }
     found.split_off(1)
@@ -143,10 +109,8 @@ fn parent(pid: u32) -> Option<u32> {
 }
 
 async fn assert_gone(processes: &[u32]) {
-    eventually("its child processes are gone", STOP_LIMIT, async || {
-        processes.iter().all(|&pid| parent(pid).is_none())
-    })
-    .await;
+    eventually("its child processes are gone", STOP_LIMIT, async || processes.iter().all(|&pid| parent(pid).is_none()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,10 +123,7 @@ async fn documents_are_found_and_stay_found_after_a_kill() {
     let pid = up.pid().unwrap();
     let report = place.json(&["import", docs, "--wait"]).await;
     assert_eq!(report["new"], 4, "{report}");
-    assert_eq!(
-        place.top_hit("where does honey come from?").await,
-        "animals/bee.md"
-    );
+    assert_eq!(place.top_hit("where does honey come from?").await, "animals/bee.md");
     assert_eq!(place.top_hit("baking dough").await, "bread.html");
 
     let status = place.json(&["status"]).await;
@@ -174,14 +135,7 @@ async fn documents_are_found_and_stay_found_after_a_kill() {
 
     let data_dir = place.data_dir().display().to_string();
     let model = model().display().to_string();
-    let args = [
-        "up",
-        "--free-ports",
-        "--data-dir",
-        &data_dir,
-        "--model-dir",
-        &model,
-    ];
+    let args = ["up", "--free-ports", "--data-dir", &data_dir, "--model-dir", &model];
     let second = run(place.dir.path(), &args).expect_code(1);
     assert_has(&second.stderr, &["in use", &pid.to_string(), &data_dir]);
 
@@ -192,20 +146,10 @@ async fn documents_are_found_and_stay_found_after_a_kill() {
 
     let mut up = place.up().await;
     let children = descendants(up.pid().unwrap());
-    assert_eq!(
-        place.top_hit("where does honey come from?").await,
-        "animals/bee.md"
-    );
+    assert_eq!(place.top_hit("where does honey come from?").await, "animals/bee.md");
     let again = place.json(&["import", docs, "--wait"]).await;
-    assert_eq!(
-        (&again["new"], &again["unchanged"]),
-        (&0.into(), &4.into()),
-        "{again}"
-    );
-    place
-        .run(&["sources", "delete", "animals/bee.md"])
-        .await
-        .expect_code(0);
+    assert_eq!((&again["new"], &again["unchanged"]), (&0.into(), &4.into()), "{again}");
+    place.run(&["sources", "delete", "animals/bee.md"]).await.expect_code(0);
     eventually("a deleted source is not found", UP_LIMIT, async || {
         place.top_hit("where does honey come from?").await != "animals/bee.md"
     })
@@ -216,8 +160,5 @@ async fn documents_are_found_and_stay_found_after_a_kill() {
     assert_eq!(status.code(), Some(0), "{:#?}", up.output());
     assert_gone(&children).await;
     assert!(!place.data_dir().join("endpoints.json").exists());
-    place
-        .run(&["search", "x", "--endpoint", "http://127.0.0.1:1"])
-        .await
-        .expect_code(3);
+    place.run(&["search", "x", "--endpoint", "http://127.0.0.1:1"]).await.expect_code(3);
 }

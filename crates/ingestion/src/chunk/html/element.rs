@@ -61,13 +61,12 @@ impl Element {
             "aside" => Self::Aside,
             "hr" => Self::Rule,
             "br" => Self::LineBreak,
-            "area" | "base" | "basefont" | "bgsound" | "col" | "embed" | "frame" | "img"
-            | "input" | "link" | "meta" | "param" | "source" | "track" | "wbr" => Self::Void,
-            "address" | "blockquote" | "body" | "button" | "canvas" | "caption" | "center"
-            | "details" | "dialog" | "div" | "fieldset" | "figcaption" | "figure" | "footer"
-            | "form" | "head" | "header" | "hgroup" | "html" | "iframe" | "legend" | "nav"
-            | "noscript" | "object" | "optgroup" | "option" | "script" | "search" | "select"
-            | "style" | "summary" | "svg" | "template" | "textarea" => Self::Block,
+            "area" | "base" | "basefont" | "bgsound" | "col" | "embed" | "frame" | "img" | "input" | "link"
+            | "meta" | "param" | "source" | "track" | "wbr" => Self::Void,
+            "address" | "blockquote" | "body" | "button" | "canvas" | "caption" | "center" | "details" | "dialog"
+            | "div" | "fieldset" | "figcaption" | "figure" | "footer" | "form" | "head" | "header" | "hgroup"
+            | "html" | "iframe" | "legend" | "nav" | "noscript" | "object" | "optgroup" | "option" | "script"
+            | "search" | "select" | "style" | "summary" | "svg" | "template" | "textarea" => Self::Block,
             // The parts of a table, too: its rows part themselves.
             _ => Self::Inline,
         }
@@ -75,10 +74,7 @@ impl Element {
 
     /// Says whether the element parts what stands before it from what stands after it.
     pub(super) fn is_block(self) -> bool {
-        !matches!(
-            self,
-            Self::Title | Self::Inline | Self::Void | Self::LineBreak | Self::Cell
-        )
+        !matches!(self, Self::Title | Self::Inline | Self::Void | Self::LineBreak | Self::Cell)
     }
 
     /// Says whether it does its work when it begins, and has no end.
@@ -88,11 +84,7 @@ impl Element {
 
     /// Which open elements its beginning ends.
     pub(super) fn closes(self) -> Option<Implied> {
-        const LIST: &[Element] = &[
-            Element::List { numbered: true },
-            Element::List { numbered: false },
-            Element::Table,
-        ];
+        const LIST: &[Element] = &[Element::List { numbered: true }, Element::List { numbered: false }, Element::Table];
         const LEVELS: &[Element] = &[
             Element::Heading(1),
             Element::Heading(2),
@@ -104,27 +96,14 @@ impl Element {
         ];
         match self {
             Self::Item => Some((&[Self::Item], LIST)),
-            Self::Term | Self::Description => Some((
-                &[Self::Term, Self::Description],
-                &[Self::Definitions, Self::Table],
-            )),
+            Self::Term | Self::Description => {
+                Some((&[Self::Term, Self::Description], &[Self::Definitions, Self::Table]))
+            }
             Self::Row => Some((&[Self::Row], &[Self::Table])),
             Self::Cell => Some((&[Self::Cell], &[Self::Row, Self::Table])),
-            Self::Heading(_) => Some((
-                LEVELS,
-                &[Self::Cell, Self::Item, Self::Content, Self::Block],
-            )),
+            Self::Heading(_) => Some((LEVELS, &[Self::Cell, Self::Item, Self::Content, Self::Block])),
             Self::Paragraph | Self::Table | Self::Code | Self::List { .. } | Self::Definitions => {
-                Some((
-                    &[Self::Paragraph],
-                    &[
-                        Self::Cell,
-                        Self::Item,
-                        Self::Description,
-                        Self::Content,
-                        Self::Block,
-                    ],
-                ))
+                Some((&[Self::Paragraph], &[Self::Cell, Self::Item, Self::Description, Self::Content, Self::Block]))
             }
             _ => None,
         }
@@ -136,16 +115,7 @@ impl Element {
 pub(super) fn is_aside(tag: &StartTag<()>) -> bool {
     tag.attributes.get(&b"class"[..]).is_some_and(|classes| {
         classes.split(u8::is_ascii_whitespace).any(|class| {
-            matches!(
-                class,
-                b"note"
-                    | b"tip"
-                    | b"warning"
-                    | b"caution"
-                    | b"important"
-                    | b"admonition"
-                    | b"sidebar"
-            )
+            matches!(class, b"note" | b"tip" | b"warning" | b"caution" | b"important" | b"admonition" | b"sidebar")
         })
     })
 }
@@ -155,9 +125,8 @@ pub(super) fn is_aside(tag: &StartTag<()>) -> bool {
 /// `in_content`.
 pub(super) fn is_dropped(tag: &StartTag<()>, in_content: bool) -> bool {
     match tag.name.as_slice() {
-        b"script" | b"style" | b"noscript" | b"template" | b"svg" | b"iframe" | b"object"
-        | b"canvas" | b"audio" | b"video" | b"nav" | b"button" | b"select" | b"textarea"
-        | b"dialog" | b"datalist" => return true,
+        b"script" | b"style" | b"noscript" | b"template" | b"svg" | b"iframe" | b"object" | b"canvas" | b"audio"
+        | b"video" | b"nav" | b"button" | b"select" | b"textarea" | b"dialog" | b"datalist" => return true,
         b"header" | b"footer" if !in_content => return true,
         b"body" | b"html" | b"main" | b"article" => return false,
         _ => {}
@@ -165,19 +134,11 @@ pub(super) fn is_dropped(tag: &StartTag<()>, in_content: bool) -> bool {
     if tag.attributes.is_empty() {
         return false;
     }
-    let attribute = |name: &[u8]| {
-        tag.attributes
-            .get(name)
-            .map(|value| String::from_utf8_lossy(value))
-    };
-    if attribute(b"hidden").is_some()
-        || attribute(b"aria-hidden").is_some_and(|value| value == "true")
-    {
+    let attribute = |name: &[u8]| tag.attributes.get(name).map(|value| String::from_utf8_lossy(value));
+    if attribute(b"hidden").is_some() || attribute(b"aria-hidden").is_some_and(|value| value == "true") {
         return true;
     }
-    if attribute(b"role")
-        .is_some_and(|role| matches!(&*role, "navigation" | "banner" | "contentinfo" | "search"))
-    {
+    if attribute(b"role").is_some_and(|role| matches!(&*role, "navigation" | "banner" | "contentinfo" | "search")) {
         return true;
     }
     // What documentation generators call theirs: DocBook, Sphinx, mdBook, Docusaurus.

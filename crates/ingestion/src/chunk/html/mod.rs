@@ -99,11 +99,7 @@ impl Page {
         let has_room = self.stack.len() < MAX_DEPTH;
         if self.dropping == 0 && !dropped {
             // What can't be remembered can't be ended: it is no more than a break.
-            self.begin(if has_room || element.stands_alone() {
-                element
-            } else {
-                Element::Block
-            });
+            self.begin(if has_room || element.stands_alone() { element } else { Element::Block });
         }
         let ends_itself = element == Element::Void
             || element.stands_alone()
@@ -111,11 +107,7 @@ impl Page {
         // The first of what is dropped is always remembered, or its content would be read.
         if !ends_itself && (has_room || dropped && self.dropping == 0) {
             self.dropping += usize::from(dropped);
-            self.stack.push(Open {
-                name: name.into_owned(),
-                element,
-                dropped,
-            });
+            self.stack.push(Open { name: name.into_owned(), element, dropped });
         }
     }
 
@@ -148,10 +140,8 @@ impl Page {
         let Some((closes, within)) = element.closes() else {
             return;
         };
-        let found = self
-            .stack
-            .iter()
-            .rposition(|open| closes.contains(&open.element) || within.contains(&open.element));
+        let found =
+            self.stack.iter().rposition(|open| closes.contains(&open.element) || within.contains(&open.element));
         if let Some(at) = found
             && closes.contains(&self.stack[at].element)
         {
@@ -172,9 +162,7 @@ impl Page {
 
     /// Says whether a `<header>` here belongs to what is read, not to the site around it.
     fn in_content(&self) -> bool {
-        self.stack
-            .iter()
-            .any(|open| open.element == Element::Content)
+        self.stack.iter().any(|open| open.element == Element::Content)
     }
 
     fn in_aside(&self) -> bool {
@@ -195,11 +183,7 @@ impl Page {
             Element::List { numbered } => {
                 self.end_heading();
                 self.writer.leave_cell();
-                self.writer.part(if self.lists.is_empty() {
-                    Break::Paragraph
-                } else {
-                    Break::Line
-                });
+                self.writer.part(if self.lists.is_empty() { Break::Paragraph } else { Break::Line });
                 self.lists.push(numbered.then_some(0));
             }
             Element::Item => {
@@ -261,11 +245,7 @@ impl Page {
             Element::List { .. } => {
                 self.lists.pop();
                 self.writer.indent(self.lists.len().saturating_sub(1));
-                self.writer.part(if self.lists.is_empty() {
-                    Break::Paragraph
-                } else {
-                    Break::Line
-                });
+                self.writer.part(if self.lists.is_empty() { Break::Paragraph } else { Break::Line });
             }
             Element::Item | Element::Description | Element::Term => {
                 self.writer.unmark();
@@ -289,12 +269,7 @@ impl Page {
             return;
         }
         let label = one_line(text.trim_start_matches(['#', ' ']));
-        let heading = Heading {
-            level,
-            label,
-            start,
-            end,
-        };
+        let heading = Heading { level, label, start, end };
         if is_heading(&heading) {
             self.headings.push(heading);
         }
@@ -311,12 +286,7 @@ impl Page {
         self.pop_to(0);
         self.end_heading();
         let title = one_line(&self.title);
-        let first = || {
-            self.headings
-                .iter()
-                .find(|heading| heading.level == 1)
-                .map(|heading| heading.label.clone())
-        };
+        let first = || self.headings.iter().find(|heading| heading.level == 1).map(|heading| heading.label.clone());
         let title = Some(title).filter(|title| !title.is_empty()).or_else(first);
         Readable {
             title: title.map(|title| shortened(&title, MAX_TITLE_BYTES).to_owned()),

@@ -36,11 +36,7 @@ impl Writer {
             return;
         }
         if self.marker.is_empty() {
-            let by = if self.one_line || self.in_cell {
-                by.min(Break::Space)
-            } else {
-                by
-            };
+            let by = if self.one_line || self.in_cell { by.min(Break::Space) } else { by };
             self.pending = self.pending.max(by);
         }
     }
@@ -96,11 +92,7 @@ impl Writer {
         if code.trim().is_empty() {
             return;
         }
-        let longest = code
-            .split(|character| character != '`')
-            .map(str::len)
-            .max()
-            .unwrap_or_default();
+        let longest = code.split(|character| character != '`').map(str::len).max().unwrap_or_default();
         let fence = "`".repeat(3.max(longest + 1));
         self.marker.clear();
         self.one_line = false;
@@ -153,11 +145,7 @@ impl Writer {
 
     /// Returns where the coming text will begin, behind the break that is due.
     pub(super) fn marker_start(&self) -> usize {
-        if self.out.is_empty() {
-            0
-        } else {
-            self.out.len() + self.pending.as_str().len()
-        }
+        if self.out.is_empty() { 0 } else { self.out.len() + self.pending.as_str().len() }
     }
 
     /// Returns what was written since `start`, and where it ends.

@@ -4,10 +4,9 @@ use qdrant_client::qdrant::alias_operations::Action;
 use qdrant_client::qdrant::payload_index_params::IndexParams;
 use qdrant_client::qdrant::vectors_config::Config;
 use qdrant_client::qdrant::{
-    ChangeAliases, CreateAlias, CreateAliasBuilder, CreateCollectionBuilder,
-    CreateFieldIndexCollectionBuilder, DeleteAlias, DeleteFieldIndexCollectionBuilder, Distance,
-    FieldType, Filter, IntegerIndexParamsBuilder, KeywordIndexParamsBuilder, Modifier,
-    PayloadSchemaInfo, PayloadSchemaType, RenameAliasBuilder, VectorParamsBuilder,
+    ChangeAliases, CreateAlias, CreateAliasBuilder, CreateCollectionBuilder, CreateFieldIndexCollectionBuilder,
+    DeleteAlias, DeleteFieldIndexCollectionBuilder, Distance, FieldType, Filter, IntegerIndexParamsBuilder,
+    KeywordIndexParamsBuilder, Modifier, PayloadSchemaInfo, PayloadSchemaType, RenameAliasBuilder, VectorParamsBuilder,
 };
 use serde_json::json;
 use tonic::Code;
@@ -44,8 +43,7 @@ async fn a_collection_is_created_described_listed_and_deleted() {
 async fn a_collection_with_an_unnamed_vector_works() {
     let fixture = Fixture::new().await;
     let name = unique("unnamed");
-    let request = CreateCollectionBuilder::new(&name)
-        .vectors_config(VectorParamsBuilder::new(2, Distance::Cosine));
+    let request = CreateCollectionBuilder::new(&name).vectors_config(VectorParamsBuilder::new(2, Distance::Cosine));
     fixture.client.create_collection(request).await.unwrap();
 
     let point = qdrant_client::qdrant::PointStruct::new(1, vec![3.0, 4.0], [("a", 1_i64.into())]);
@@ -68,8 +66,7 @@ async fn creating_twice_and_missing_collections_are_errors() {
 
     let again = client
         .create_collection(
-            CreateCollectionBuilder::new(&name)
-                .vectors_config(VectorParamsBuilder::new(2, Distance::Dot)),
+            CreateCollectionBuilder::new(&name).vectors_config(VectorParamsBuilder::new(2, Distance::Dot)),
         )
         .await;
     assert_status(again, Code::AlreadyExists, "already exists");
@@ -91,23 +88,14 @@ async fn aliases_resolve_move_and_disappear_with_their_collection() {
     let stored = point(1, [1.0, 0.0, 0.0, 0.0], &[(1, 1.0)], json!({}));
     fixture.upsert(&new, vec![stored]).await;
 
-    client
-        .create_alias(CreateAliasBuilder::new(&old, &alias))
-        .await
-        .unwrap();
+    client.create_alias(CreateAliasBuilder::new(&old, &alias)).await.unwrap();
     assert_eq!(fixture.count(&alias, Filter::default()).await, 0);
     assert!(client.collection_exists(&alias).await.unwrap());
 
-    client
-        .create_alias(CreateAliasBuilder::new(&new, &alias))
-        .await
-        .unwrap();
+    client.create_alias(CreateAliasBuilder::new(&new, &alias)).await.unwrap();
     assert_eq!(fixture.count(&alias, Filter::default()).await, 1);
 
-    client
-        .rename_alias(RenameAliasBuilder::new(&alias, &renamed))
-        .await
-        .unwrap();
+    client.rename_alias(RenameAliasBuilder::new(&alias, &renamed)).await.unwrap();
     let of_collection = client.list_collection_aliases(&new).await.unwrap().aliases;
     assert_eq!(of_collection.len(), 1);
     assert_eq!(of_collection[0].alias_name, renamed);
@@ -125,23 +113,12 @@ async fn an_alias_change_happens_as_a_whole_or_not_at_all() {
     let fixture = Fixture::new().await;
     let (old, new) = (fixture.collection().await, fixture.collection().await);
     let alias = unique("alias");
-    fixture
-        .client
-        .create_alias(CreateAliasBuilder::new(&old, &alias))
-        .await
-        .unwrap();
+    fixture.client.create_alias(CreateAliasBuilder::new(&old, &alias)).await.unwrap();
 
     let move_to = |collection: String| ChangeAliases {
         actions: vec![
-            Action::DeleteAlias(DeleteAlias {
-                alias_name: alias.clone(),
-            })
-            .into(),
-            Action::CreateAlias(CreateAlias {
-                collection_name: collection,
-                alias_name: alias.clone(),
-            })
-            .into(),
+            Action::DeleteAlias(DeleteAlias { alias_name: alias.clone() }).into(),
+            Action::CreateAlias(CreateAlias { collection_name: collection, alias_name: alias.clone() }).into(),
         ],
         timeout: None,
     };
@@ -164,10 +141,7 @@ async fn target(fixture: &Fixture, alias: &str) -> Option<String> {
 async fn an_alias_may_not_be_called_like_a_collection() {
     let fixture = Fixture::new().await;
     let (one, other) = (fixture.collection().await, fixture.collection().await);
-    let result = fixture
-        .client
-        .create_alias(CreateAliasBuilder::new(&one, &other))
-        .await;
+    let result = fixture.client.create_alias(CreateAliasBuilder::new(&one, &other)).await;
     assert_status(result, Code::AlreadyExists, "already exists");
 }
 
@@ -183,10 +157,8 @@ async fn payload_indexes_are_created_described_and_deleted() {
     let keyword = KeywordIndexParamsBuilder::default().is_tenant(true);
     let integer = IntegerIndexParamsBuilder::new(true, true);
     for request in [
-        CreateFieldIndexCollectionBuilder::new(&name, "project", FieldType::Keyword)
-            .field_index_params(keyword),
-        CreateFieldIndexCollectionBuilder::new(&name, "version", FieldType::Integer)
-            .field_index_params(integer),
+        CreateFieldIndexCollectionBuilder::new(&name, "project", FieldType::Keyword).field_index_params(keyword),
+        CreateFieldIndexCollectionBuilder::new(&name, "version", FieldType::Integer).field_index_params(integer),
         CreateFieldIndexCollectionBuilder::new(&name, "draft", FieldType::Bool),
         CreateFieldIndexCollectionBuilder::new(&name, "weight", FieldType::Float),
     ] {
@@ -197,9 +169,7 @@ async fn payload_indexes_are_created_described_and_deleted() {
     assert_eq!(schema.len(), 4);
     assert_eq!(schema["project"].data_type(), PayloadSchemaType::Keyword);
     assert_eq!(schema["project"].points, Some(1));
-    let Some(IndexParams::KeywordIndexParams(params)) =
-        schema["project"].params.clone().unwrap().index_params
-    else {
+    let Some(IndexParams::KeywordIndexParams(params)) = schema["project"].params.clone().unwrap().index_params else {
         panic!("keyword parameters expected");
     };
     assert_eq!(params.is_tenant, Some(true));
@@ -207,10 +177,7 @@ async fn payload_indexes_are_created_described_and_deleted() {
     assert_eq!(schema["draft"].data_type(), PayloadSchemaType::Bool);
     assert_eq!(schema["weight"].data_type(), PayloadSchemaType::Float);
 
-    client
-        .delete_field_index(DeleteFieldIndexCollectionBuilder::new(&name, "draft").wait(true))
-        .await
-        .unwrap();
+    client.delete_field_index(DeleteFieldIndexCollectionBuilder::new(&name, "draft").wait(true)).await.unwrap();
     assert!(!payload_schema(&fixture, &name).await.contains_key("draft"));
 }
 

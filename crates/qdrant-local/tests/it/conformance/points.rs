@@ -1,15 +1,13 @@
 use qdrant_client::qdrant::vector_output::Vector as Stored;
 use qdrant_client::qdrant::{
-    Condition, DeletePointsBuilder, Filter, NamedVectors, PointId, PointStruct,
-    PointsUpdateOperation, ScrollPointsBuilder, UpdateBatchPointsBuilder, UpsertPointsBuilder,
+    Condition, DeletePointsBuilder, Filter, NamedVectors, PointId, PointStruct, PointsUpdateOperation,
+    ScrollPointsBuilder, UpdateBatchPointsBuilder, UpsertPointsBuilder,
     points_update_operation::{DeletePoints, Operation, PointStructList},
 };
 use serde_json::json;
 use tonic::Code;
 
-use crate::support::{
-    DENSE, Fixture, SPARSE, assert_status, integer, number, older_than, point, unique,
-};
+use crate::support::{DENSE, Fixture, SPARSE, assert_status, integer, number, older_than, point, unique};
 
 const ORIGIN: [f32; 4] = [1.0, 2.0, 3.0, 4.0];
 
@@ -112,9 +110,7 @@ async fn points_are_deleted_by_id_and_by_filter() {
     });
     fixture.upsert(&name, points.collect()).await;
 
-    let by_id = DeletePointsBuilder::new(&name)
-        .points(vec![1_u64, 404])
-        .wait(true);
+    let by_id = DeletePointsBuilder::new(&name).points(vec![1_u64, 404]).wait(true);
     fixture.client.delete_points(by_id).await.unwrap();
     assert_eq!(ids(&fixture, &name).await, [2, 3, 4, 5, 6]);
 
@@ -142,9 +138,8 @@ async fn scrolling_goes_by_id_in_pages() {
     let mut seen = Vec::new();
     let mut offset = None;
     loop {
-        let mut request = ScrollPointsBuilder::new(&name)
-            .filter(Filter::must([Condition::matches("even", true)]))
-            .limit(5);
+        let mut request =
+            ScrollPointsBuilder::new(&name).filter(Filter::must([Condition::matches("even", true)])).limit(5);
         if let Some(offset) = offset {
             request = request.offset::<PointId>(offset);
         }
@@ -167,10 +162,7 @@ async fn a_batch_applies_its_operations_in_order() {
     let upsert = |id: u64| {
         let points = vec![point(id, ORIGIN, &[(1, 1.0)], json!({"version": 1}))];
         PointsUpdateOperation {
-            operation: Some(Operation::Upsert(PointStructList {
-                points,
-                ..PointStructList::default()
-            })),
+            operation: Some(Operation::Upsert(PointStructList { points, ..PointStructList::default() })),
         }
     };
     let delete = |id: u64| PointsUpdateOperation {
@@ -179,14 +171,7 @@ async fn a_batch_applies_its_operations_in_order() {
             shard_key_selector: None,
         })),
     };
-    let operations = vec![
-        upsert(1),
-        upsert(2),
-        delete(1),
-        upsert(3),
-        delete(2),
-        upsert(1),
-    ];
+    let operations = vec![upsert(1), upsert(2), delete(1), upsert(3), delete(2), upsert(1)];
     let request = UpdateBatchPointsBuilder::new(&name, operations).wait(true);
     let answer = fixture.client.update_points_batch(request).await.unwrap();
     assert_eq!(answer.result.len(), 6);
@@ -202,11 +187,7 @@ async fn wrong_points_are_refused() {
 
     let short = with(NamedVectors::default().add_vector(DENSE, vec![1.0, 2.0]));
     let request = UpsertPointsBuilder::new(&name, vec![good(), short]).wait(true);
-    assert_status(
-        fixture.client.upsert_points(request).await,
-        Code::InvalidArgument,
-        "expected dim: 4, got 2",
-    );
+    assert_status(fixture.client.upsert_points(request).await, Code::InvalidArgument, "expected dim: 4, got 2");
 
     let unknown = with(NamedVectors::default().add_vector("other", vec![1.0; 4]));
     let request = UpsertPointsBuilder::new(&name, vec![good(), unknown]).wait(true);
@@ -243,8 +224,5 @@ async fn writers_at_once_all_get_their_points_in() {
 async fn ids(fixture: &Fixture, name: &str) -> Vec<u64> {
     let request = ScrollPointsBuilder::new(name).limit(100);
     let page = fixture.client.scroll(request).await.unwrap();
-    page.result
-        .into_iter()
-        .map(|point| number(point.id))
-        .collect()
+    page.result.into_iter().map(|point| number(point.id)).collect()
 }

@@ -1,6 +1,6 @@
 use qdrant_client::qdrant::{
-    Condition, Filter, Fusion, PointId, PrefetchQueryBuilder, Query, QueryBatchPointsBuilder,
-    QueryPointsBuilder, RrfBuilder, ScoredPoint, VectorInput, VectorsSelector,
+    Condition, Filter, Fusion, PointId, PrefetchQueryBuilder, Query, QueryBatchPointsBuilder, QueryPointsBuilder,
+    RrfBuilder, ScoredPoint, VectorInput, VectorsSelector,
 };
 use serde_json::json;
 use tonic::Code;
@@ -12,30 +12,10 @@ use crate::support::{DENSE, Fixture, SPARSE, assert_status, number, point};
 async fn corpus(fixture: &Fixture) -> String {
     let name = fixture.collection().await;
     let points = vec![
-        point(
-            1,
-            [0.9, 0.0, 0.0, 0.0],
-            &[(8, 1.0)],
-            json!({"project": "a", "n": 1}),
-        ),
-        point(
-            2,
-            [0.7, 0.1, 0.0, 0.0],
-            &[(8, 1.0)],
-            json!({"project": "a", "n": 2}),
-        ),
-        point(
-            3,
-            [0.5, 0.2, 0.0, 0.0],
-            &[(7, 1.0), (8, 1.0)],
-            json!({"project": "b"}),
-        ),
-        point(
-            4,
-            [0.3, 0.3, 0.0, 0.0],
-            &[(7, 2.0), (8, 1.0)],
-            json!({"project": "b"}),
-        ),
+        point(1, [0.9, 0.0, 0.0, 0.0], &[(8, 1.0)], json!({"project": "a", "n": 1})),
+        point(2, [0.7, 0.1, 0.0, 0.0], &[(8, 1.0)], json!({"project": "a", "n": 2})),
+        point(3, [0.5, 0.2, 0.0, 0.0], &[(7, 1.0), (8, 1.0)], json!({"project": "b"})),
+        point(4, [0.3, 0.3, 0.0, 0.0], &[(7, 2.0), (8, 1.0)], json!({"project": "b"})),
     ];
     fixture.upsert(&name, points).await;
     name
@@ -74,11 +54,7 @@ async fn nearest_dense_ranks_filters_pages_and_cuts_off() {
     assert_eq!(ids(&hits), [2, 3]);
 
     let only_b = Filter::must([Condition::matches("project", "b".to_owned())]);
-    let hits = run(
-        &fixture,
-        query().filter(only_b).with_payload(true).with_vectors(true),
-    )
-    .await;
+    let hits = run(&fixture, query().filter(only_b).with_payload(true).with_vectors(true)).await;
     assert_eq!(ids(&hits), [3, 4]);
     assert_eq!(hits[0].payload["project"].as_str().unwrap(), "b");
     let vectors = hits[0].vectors.clone().unwrap();
@@ -97,12 +73,8 @@ async fn payload_and_vectors_are_selected_by_name() {
         .query(dense())
         .using(DENSE)
         .limit(1)
-        .with_payload(qdrant_client::qdrant::PayloadIncludeSelector::new(vec![
-            "n".to_owned(),
-        ]))
-        .with_vectors(VectorsSelector {
-            names: vec![SPARSE.to_owned()],
-        });
+        .with_payload(qdrant_client::qdrant::PayloadIncludeSelector::new(vec!["n".to_owned()]))
+        .with_vectors(VectorsSelector { names: vec![SPARSE.to_owned()] });
     let hits = run(&fixture, request).await;
     assert_eq!(hits[0].payload.keys().collect::<Vec<_>>(), ["n"]);
     let vectors = hits[0].vectors.clone().unwrap();
@@ -114,11 +86,7 @@ async fn payload_and_vectors_are_selected_by_name() {
 async fn nearest_sparse_weighs_rare_terms_more() {
     let fixture = Fixture::new().await;
     let name = corpus(&fixture).await;
-    let query = |terms: &[(u32, f32)]| {
-        QueryPointsBuilder::new(&name)
-            .query(sparse(terms))
-            .using(SPARSE)
-    };
+    let query = |terms: &[(u32, f32)]| QueryPointsBuilder::new(&name).query(sparse(terms)).using(SPARSE);
     let hits = run(&fixture, query(&[(7, 1.0)])).await;
     assert_eq!(ids(&hits), [4, 3], "points without the term are no hits");
 
@@ -135,17 +103,12 @@ async fn fusion_merges_dense_and_sparse_by_rank() {
     let name = corpus(&fixture).await;
     let prefetches = |limit: u64| {
         let dense = PrefetchQueryBuilder::default().query(dense()).using(DENSE);
-        let sparse = PrefetchQueryBuilder::default()
-            .query(sparse(&[(7, 1.0)]))
-            .using(SPARSE);
+        let sparse = PrefetchQueryBuilder::default().query(sparse(&[(7, 1.0)])).using(SPARSE);
         [dense.limit(limit), sparse.limit(limit)]
     };
     let fused = |query: Query| {
         let [dense, sparse] = prefetches(10);
-        QueryPointsBuilder::new(&name)
-            .add_prefetch(dense)
-            .add_prefetch(sparse)
-            .query(query)
+        QueryPointsBuilder::new(&name).add_prefetch(dense).add_prefetch(sparse).query(query)
     };
     // Ranks from 0: dense 1, 2, 3, 4; sparse 4, 3. Scores 1/(2+rank), summed:
     // 4: 1/5 + 1/2, 3: 1/4 + 1/3, 1: 1/2, 2: 1/3.
@@ -159,9 +122,7 @@ async fn fusion_merges_dense_and_sparse_by_rank() {
     assert_eq!(ids(&hits), [4, 1, 3]);
 
     let only_a = Filter::must([Condition::matches("project", "a".to_owned())]);
-    let request = fused(Query::new_fusion(Fusion::Rrf))
-        .filter(only_a)
-        .with_payload(true);
+    let request = fused(Query::new_fusion(Fusion::Rrf)).filter(only_a).with_payload(true);
     let hits = run(&fixture, request).await;
     assert_eq!(ids(&hits), [1, 2]);
     assert_eq!(hits[0].payload["project"].as_str().unwrap(), "a");
@@ -175,16 +136,8 @@ async fn a_batch_answers_every_query() {
     let fixture = Fixture::new().await;
     let name = corpus(&fixture).await;
     let queries = vec![
-        QueryPointsBuilder::new(&name)
-            .query(dense())
-            .using(DENSE)
-            .limit(1)
-            .build(),
-        QueryPointsBuilder::new(&name)
-            .query(sparse(&[(7, 1.0)]))
-            .using(SPARSE)
-            .limit(1)
-            .build(),
+        QueryPointsBuilder::new(&name).query(dense()).using(DENSE).limit(1).build(),
+        QueryPointsBuilder::new(&name).query(sparse(&[(7, 1.0)])).using(SPARSE).limit(1).build(),
     ];
     let request = QueryBatchPointsBuilder::new(&name, queries);
     let answer = fixture.client.query_batch(request).await.unwrap().result;
@@ -197,26 +150,12 @@ async fn a_batch_answers_every_query() {
 async fn wrong_queries_are_refused() {
     let fixture = Fixture::new().await;
     let name = corpus(&fixture).await;
-    let short = QueryPointsBuilder::new(&name)
-        .query(Query::new_nearest(vec![1.0, 2.0]))
-        .using(DENSE);
-    assert_status(
-        fixture.client.query(short).await,
-        Code::InvalidArgument,
-        "expected dim: 4, got 2",
-    );
+    let short = QueryPointsBuilder::new(&name).query(Query::new_nearest(vec![1.0, 2.0])).using(DENSE);
+    assert_status(fixture.client.query(short).await, Code::InvalidArgument, "expected dim: 4, got 2");
     let unknown = QueryPointsBuilder::new(&name).query(dense()).using("other");
-    assert_status(
-        fixture.client.query(unknown).await,
-        Code::InvalidArgument,
-        "Not existing vector name error: other",
-    );
+    assert_status(fixture.client.query(unknown).await, Code::InvalidArgument, "Not existing vector name error: other");
     let alone = QueryPointsBuilder::new(&name).query(Query::new_fusion(Fusion::Rrf));
-    assert_status(
-        fixture.client.query(alone).await,
-        Code::InvalidArgument,
-        "prefetch",
-    );
+    assert_status(fixture.client.query(alone).await, Code::InvalidArgument, "prefetch");
     let id = PointId::from(1);
     let found = fixture.get(&name, id).await;
     assert!(found.is_some(), "the corpus is still there");

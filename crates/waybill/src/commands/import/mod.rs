@@ -40,22 +40,12 @@ const READ_AHEAD: usize = 16;
 pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<u8> {
     let from_stdin = args.path == Path::new("-");
     let max_bytes = args.max_size * 1024 * 1024;
-    let rules = Rules {
-        format: args.format,
-        max_bytes,
-    };
-    let plan = if from_stdin {
-        Plan::default()
-    } else {
-        walk::plan(&args.path, rules)?
-    };
+    let rules = Rules { format: args.format, max_bytes };
+    let plan = if from_stdin { Plan::default() } else { walk::plan(&args.path, rules)? };
 
     let (mut client, target) = client::ingestion(&args.endpoint)?;
     let project = args.project.project.as_str();
-    if projects::ensure(&mut client, project)
-        .await
-        .map_err(|status| target.explain(&status))?
-    {
+    if projects::ensure(&mut client, project).await.map_err(|status| target.explain(&status))? {
         eprintln!("created project {project}");
     }
 
@@ -67,19 +57,14 @@ pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<u8> {
     let stop = stop_on_ctrl_c();
     let mut report = Report::default();
     if args.prune {
-        let skipped = plan
-            .skipped
-            .iter()
-            .map(|skipped| format!("{}{}", common.uri_prefix, skipped.uri));
+        let skipped = plan.skipped.iter().map(|skipped| format!("{}{}", common.uri_prefix, skipped.uri));
         report.seen = Some(skipped.collect());
     }
     let begun = Instant::now();
     let total = (!from_stdin).then(|| plan.bytes());
     let mut progress = Progress::begin(total);
     let items = read_in_background(&args, plan, common, &mut report);
-    let sent = Sender::new(client.clone(), &target, project, &mut report, &mut progress)
-        .run(items, &stop)
-        .await;
+    let sent = Sender::new(client.clone(), &target, project, &mut report, &mut progress).run(items, &stop).await;
     progress.end();
     report.took = begun.elapsed();
     if let Err(error) = sent {
@@ -124,12 +109,7 @@ async fn after(
     Ok(())
 }
 
-fn read_in_background(
-    args: &ImportArgs,
-    plan: Plan,
-    common: Common,
-    report: &mut Report,
-) -> mpsc::Receiver<Item> {
+fn read_in_background(args: &ImportArgs, plan: Plan, common: Common, report: &mut Report) -> mpsc::Receiver<Item> {
     let Plan { files, skipped } = plan;
     for refusal in skipped {
         report.skip(refusal);

@@ -29,14 +29,7 @@ impl Progress {
     pub(super) fn begin(total_bytes: Option<u64>) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| bar(total_bytes));
         let begun = Instant::now();
-        Self {
-            bar,
-            begun,
-            next_line: begun + LINE_EVERY,
-            total_bytes,
-            bytes: 0,
-            documents: 0,
-        }
+        Self { bar, begun, next_line: begun + LINE_EVERY, total_bytes, bytes: 0, documents: 0 }
     }
 
     /// Notes a document that is done, one way or the other.
@@ -78,11 +71,7 @@ impl Progress {
             Some(total) if self.bytes > 0 => {
                 let left = total.saturating_sub(self.bytes) as f64 / self.bytes as f64;
                 let left = self.begun.elapsed().mul_f64(left.min(1e6));
-                format!(
-                    ", {:.0} %, about {} left",
-                    self.percent(total),
-                    text::span(left)
-                )
+                format!(", {:.0} %, about {} left", self.percent(total), text::span(left))
             }
             _ => String::new(),
         }
@@ -95,10 +84,7 @@ impl Progress {
 
 fn bar(total_bytes: Option<u64>) -> ProgressBar {
     let (bar, template) = match total_bytes {
-        Some(total) => (
-            ProgressBar::new(total),
-            "{bar:32.cyan/dim} {percent:>3} %  {msg}  {eta} left",
-        ),
+        Some(total) => (ProgressBar::new(total), "{bar:32.cyan/dim} {percent:>3} %  {msg}  {eta} left"),
         None => (ProgressBar::new_spinner(), "{spinner}  {msg}  {elapsed}"),
     };
     if let Ok(style) = ProgressStyle::with_template(template) {

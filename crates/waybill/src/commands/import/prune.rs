@@ -30,19 +30,13 @@ pub(super) async fn run(
             uri_prefix: prefix.to_owned(),
             state: SourceState::Unspecified.into(),
         };
-        let page = client
-            .list_sources(request)
-            .await
-            .map_err(|status| target.explain(&status))?;
+        let page = client.list_sources(request).await.map_err(|status| target.explain(&status))?;
         let page = page.into_inner();
         for source in page.sources {
             if seen.contains(&source.uri) {
                 continue;
             }
-            let request = DeleteSourceRequest {
-                project: project.to_owned(),
-                uri: source.uri,
-            };
+            let request = DeleteSourceRequest { project: project.to_owned(), uri: source.uri };
             match client.delete_source(request).await {
                 Ok(_) => pruned += 1,
                 // Somebody else was faster.

@@ -98,9 +98,7 @@ pub(super) fn stdin(format: Format, common: &Common, items: &mpsc::Sender<Item>)
             let bytes = body.len() as u64;
             let read = match read {
                 Err(error) => failed("stdin", &error),
-                Ok(_) if bytes > common.max_bytes => {
-                    Outcome::Failed(refusal("stdin", "larger than --max-size"))
-                }
+                Ok(_) if bytes > common.max_bytes => Outcome::Failed(refusal("stdin", "larger than --max-size")),
                 Ok(_) => document("stdin", format, body, common),
             };
             send(items, read, bytes)
@@ -174,16 +172,8 @@ enum LineMediaType {
     Html,
 }
 
-fn lines(
-    mut input: impl BufRead,
-    name: &str,
-    common: &Common,
-    items: &mpsc::Sender<Item>,
-) -> Result<(), Stopped> {
-    let limit = common
-        .max_bytes
-        .saturating_mul(LINE_OVERHEAD)
-        .saturating_add(LINE_EXTRA_BYTES);
+fn lines(mut input: impl BufRead, name: &str, common: &Common, items: &mpsc::Sender<Item>) -> Result<(), Stopped> {
+    let limit = common.max_bytes.saturating_mul(LINE_OVERHEAD).saturating_add(LINE_EXTRA_BYTES);
     let mut line = Vec::new();
     for number in 1_u64.. {
         line.clear();
@@ -239,16 +229,11 @@ fn failed(name: &str, error: &io::Error) -> Outcome {
 }
 
 fn refusal(uri: &str, reason: &str) -> Refusal {
-    Refusal {
-        uri: uri.to_owned(),
-        reason: reason.to_owned(),
-    }
+    Refusal { uri: uri.to_owned(), reason: reason.to_owned() }
 }
 
 fn send(items: &mpsc::Sender<Item>, read: Outcome, input_bytes: u64) -> Result<(), Stopped> {
-    items
-        .blocking_send(Item { read, input_bytes })
-        .map_err(|_| Stopped)
+    items.blocking_send(Item { read, input_bytes }).map_err(|_| Stopped)
 }
 
 #[cfg(test)]
@@ -258,33 +243,22 @@ mod tests {
     use super::*;
 
     fn common() -> Common {
-        let Value::Object(metadata) = json!({"lang": "en", "team": "a"}) else {
-            unreachable!()
-        };
-        Common {
-            uri_prefix: "p/".to_owned(),
-            metadata,
-            max_bytes: 100,
-        }
+        let Value::Object(metadata) = json!({"lang": "en", "team": "a"}) else { unreachable!() };
+        Common { uri_prefix: "p/".to_owned(), metadata, max_bytes: 100 }
     }
 
     fn read(input: &str) -> Vec<Outcome> {
         let (sender, mut receiver) = mpsc::channel(100);
         assert!(lines(input.as_bytes(), "f.jsonl", &common(), &sender).is_ok());
         drop(sender);
-        std::iter::from_fn(|| receiver.blocking_recv())
-            .map(|item| item.read)
-            .collect()
+        std::iter::from_fn(|| receiver.blocking_recv()).map(|item| item.read).collect()
     }
 
     #[test]
     fn a_line_is_a_document() {
-        let input =
-            r#"{"uri":"a","text":"x","title":"T","media_type":"html","metadata":{"team":"b"}}"#;
+        let input = r#"{"uri":"a","text":"x","title":"T","media_type":"html","metadata":{"team":"b"}}"#;
         let read = read(input);
-        let [Outcome::Document(document)] = read.as_slice() else {
-            panic!("{read:?}")
-        };
+        let [Outcome::Document(document)] = read.as_slice() else { panic!("{read:?}") };
         assert_eq!(document.uri, "p/a");
         assert_eq!(document.media_type, MediaType::Html);
         let metadata = values::from_struct(document.metadata.clone().unwrap());
@@ -294,15 +268,9 @@ mod tests {
     #[test]
     fn a_bad_line_is_named_and_the_next_one_read() {
         let read = read("{\"uri\":\"a\"}\n\n{\"uri\":\"b\",\"text\":\"x\"}\n");
-        let [Outcome::Failed(bad), Outcome::Document(good)] = read.as_slice() else {
-            panic!("{read:?}")
-        };
+        let [Outcome::Failed(bad), Outcome::Document(good)] = read.as_slice() else { panic!("{read:?}") };
         assert_eq!(bad.uri, "f.jsonl:1");
-        assert!(
-            bad.reason.contains("missing field `text`"),
-            "{}",
-            bad.reason
-        );
+        assert!(bad.reason.contains("missing field `text`"), "{}", bad.reason);
         assert_eq!(good.uri, "p/b");
     }
 

@@ -114,11 +114,7 @@ impl Report {
             text::count(self.new),
             text::count(self.changed),
             text::count(self.unchanged),
-            if self.failed == 0 {
-                style(self.failed.to_string())
-            } else {
-                style(text::count(self.failed)).red()
-            },
+            if self.failed == 0 { style(self.failed.to_string()) } else { style(text::count(self.failed)).red() },
             text::count(self.skipped),
         ))?;
         out.line(format_args!(
@@ -129,16 +125,10 @@ impl Report {
             self.per_second(self.chunks),
         ))?;
         if self.pruned > 0 {
-            out.line(format_args!(
-                "{} sources deleted (--prune)",
-                text::count(self.pruned)
-            ))?;
+            out.line(format_args!("{} sources deleted (--prune)", text::count(self.pruned)))?;
         }
         if let Some(after) = self.searchable_after {
-            out.line(format_args!(
-                "all searchable {} after the last commit",
-                text::span(after)
-            ))?;
+            out.line(format_args!("all searchable {} after the last commit", text::span(after)))?;
         }
         for (reason, count) in reasons(&self.skips) {
             out.line(format_args!("skipped {:>6}  {reason}", text::count(count)))?;
@@ -153,10 +143,7 @@ impl Report {
         }
         if self.failed > SHOWN as u64 {
             let more = self.failed - SHOWN as u64;
-            out.line(format_args!(
-                "... and {} more: --json lists them",
-                text::count(more)
-            ))?;
+            out.line(format_args!("... and {} more: --json lists them", text::count(more)))?;
         }
         Ok(())
     }

@@ -32,10 +32,7 @@ const MAX_STREAMED_BODY: usize = 2 * 1024 * 1024;
 /// Restarting a service takes seconds, moving it to another machine a minute or two.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(180);
 
-const RECONNECT: Backoff = Backoff {
-    base: Duration::from_millis(200),
-    max: Duration::from_secs(5),
-};
+const RECONNECT: Backoff = Backoff { base: Duration::from_millis(200), max: Duration::from_secs(5) };
 
 /// How long answers are awaited after Ctrl-C.
 const LAST_ANSWERS: Duration = Duration::from_secs(10);
@@ -75,14 +72,7 @@ impl<'a> Sender<'a> {
         progress: &'a mut Progress,
     ) -> Self {
         let window = Window::new(project.to_owned(), Uuid::now_v7());
-        Self {
-            client,
-            target,
-            project,
-            window,
-            report,
-            progress,
-        }
+        Self { client, target, project, window, report, progress }
     }
 
     /// Sends everything, and returns when each document was answered, given up, or
@@ -90,11 +80,7 @@ impl<'a> Sender<'a> {
     ///
     /// # Errors
     /// If the service can't be reached for three minutes, or refuses the stream.
-    pub(super) async fn run(
-        mut self,
-        items: mpsc::Receiver<Item>,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn run(mut self, items: mpsc::Receiver<Item>, stop: &CancellationToken) -> anyhow::Result<()> {
         let mut input = Input { items, open: true };
         let mut failures = 0_u32;
         let mut last_answer = Instant::now();
@@ -119,8 +105,7 @@ impl<'a> Sender<'a> {
             }
             if failures == 1 {
                 let reason = client::describe(status.code(), status.message());
-                self.progress
-                    .say(&format!("connection lost ({reason}): trying again"));
+                self.progress.say(&format!("connection lost ({reason}): trying again"));
             }
             tokio::select! {
                 () = sleep(RECONNECT.wait(failures, &mut rand::rng())) => {}
@@ -254,10 +239,7 @@ impl<'a> Sender<'a> {
 /// ended, come out of the second.
 fn open(
     mut client: IngestionServiceClient<Channel>,
-) -> (
-    mpsc::Sender<PutSourcesRequest>,
-    mpsc::Receiver<Result<PutSourcesResponse, Status>>,
-) {
+) -> (mpsc::Sender<PutSourcesRequest>, mpsc::Receiver<Result<PutSourcesResponse, Status>>) {
     let (requests, outgoing) = mpsc::channel(HANDOVER);
     let (incoming, answers) = mpsc::channel(HANDOVER);
     // A task of its own, because a server may wait for the first message before it answers

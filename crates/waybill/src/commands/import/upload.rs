@@ -20,10 +20,7 @@ const PART_BYTES: usize = 512 * 1024;
 /// With the pauses below, about a minute: the next document may fare better.
 const MAX_ATTEMPTS: u32 = 10;
 
-const RETRY: Backoff = Backoff {
-    base: Duration::from_millis(500),
-    max: Duration::from_secs(10),
-};
+const RETRY: Backoff = Backoff { base: Duration::from_millis(500), max: Duration::from_secs(10) };
 
 /// Sends one document, again if need be.
 ///
@@ -62,14 +59,8 @@ fn messages(project: &str, request_id: Uuid, document: Document) -> Vec<UploadSo
         metadata: document.metadata,
         body: Vec::new(),
     };
-    let parts = document
-        .body
-        .chunks(PART_BYTES)
-        .map(|part| Part::Data(part.to_vec()));
-    std::iter::once(Part::Header(header))
-        .chain(parts)
-        .map(|part| UploadSourceRequest { part: Some(part) })
-        .collect()
+    let parts = document.body.chunks(PART_BYTES).map(|part| Part::Data(part.to_vec()));
+    std::iter::once(Part::Header(header)).chain(parts).map(|part| UploadSourceRequest { part: Some(part) }).collect()
 }
 
 #[cfg(test)]

@@ -23,14 +23,9 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 
 /// Returns how long it took; `None` if `stop` fired before.
-pub(super) async fn until_searchable(
-    args: &ImportArgs,
-    stop: &CancellationToken,
-) -> anyhow::Result<Option<Duration>> {
+pub(super) async fn until_searchable(args: &ImportArgs, stop: &CancellationToken) -> anyhow::Result<Option<Duration>> {
     let (mut client, target) = client::relay(args.relay_endpoint.as_deref(), &args.endpoint)?;
-    let spinner = std::io::stderr()
-        .is_terminal()
-        .then(ProgressBar::new_spinner);
+    let spinner = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
     let begun = Instant::now();
     let mut next_line = begun + LINE_EVERY;
     let mut last_answer = begun;
@@ -55,8 +50,7 @@ pub(super) async fn until_searchable(
                     eprintln!("{message}{}", trouble(&response));
                 }
             }
-            Err(status)
-                if status.code() == Code::Unavailable && last_answer.elapsed() < GIVE_UP_AFTER => {}
+            Err(status) if status.code() == Code::Unavailable && last_answer.elapsed() < GIVE_UP_AFTER => {}
             Err(status) => return Err(target.explain(&status)),
         }
         tokio::select! {
@@ -67,19 +61,10 @@ pub(super) async fn until_searchable(
 }
 
 fn lag(response: &GetStatusResponse) -> u64 {
-    response
-        .sinks
-        .iter()
-        .map(|sink| sink.lag_rows.unsigned_abs())
-        .sum()
+    response.sinks.iter().map(|sink| sink.lag_rows.unsigned_abs()).sum()
 }
 
 fn trouble(response: &GetStatusResponse) -> String {
-    let error = response
-        .sinks
-        .iter()
-        .find(|sink| !sink.last_error.is_empty());
-    error.map_or_else(String::new, |sink| {
-        format!(" ({}: {})", sink.sink, text::one_line(&sink.last_error))
-    })
+    let error = response.sinks.iter().find(|sink| !sink.last_error.is_empty());
+    error.map_or_else(String::new, |sink| format!(" ({}: {})", sink.sink, text::one_line(&sink.last_error)))
 }

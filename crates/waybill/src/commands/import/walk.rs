@@ -43,19 +43,13 @@ pub(super) fn plan(path: &Path, rules: Rules) -> anyhow::Result<Plan> {
     let metadata = fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
     let mut plan = Plan::default();
     if metadata.is_dir() {
-        plan.folder(path, "", 0, rules)
-            .with_context(|| format!("list {}", path.display()))?;
+        plan.folder(path, "", 0, rules).with_context(|| format!("list {}", path.display()))?;
     } else {
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned());
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         let name = name.unwrap_or_else(|| path.display().to_string());
         // Named by a person, so neither a dot nor an odd ending keeps it out.
         let rules = match by_name(&name) {
-            None if rules.format == Format::Auto => Rules {
-                format: Format::Text,
-                ..rules
-            },
+            None if rules.format == Format::Auto => Rules { format: Format::Text, ..rules },
             _ => rules,
         };
         plan.file(path.to_owned(), name, metadata.len(), rules);
@@ -113,20 +107,12 @@ impl Plan {
                 let mib = rules.max_bytes / (1024 * 1024);
                 self.skip(name, &format!("larger than {mib} MiB (--max-size)"));
             }
-            Some(format) => self.files.push(Found {
-                path,
-                name,
-                format,
-                bytes,
-            }),
+            Some(format) => self.files.push(Found { path, name, format, bytes }),
         }
     }
 
     fn skip(&mut self, uri: String, reason: &str) {
-        self.skipped.push(Refusal {
-            uri,
-            reason: reason.to_owned(),
-        });
+        self.skipped.push(Refusal { uri, reason: reason.to_owned() });
     }
 }
 
@@ -145,10 +131,7 @@ fn by_name(name: &str) -> Option<Format> {
 mod tests {
     use super::*;
 
-    const RULES: Rules = Rules {
-        format: Format::Auto,
-        max_bytes: 1024 * 1024,
-    };
+    const RULES: Rules = Rules { format: Format::Auto, max_bytes: 1024 * 1024 };
 
     fn names(plan: &Plan) -> Vec<&str> {
         plan.files.iter().map(|file| file.name.as_str()).collect()
@@ -172,15 +155,8 @@ mod tests {
 
         let plan = plan(dir.path(), RULES).unwrap();
         assert_eq!(names(&plan), ["a.txt", "b.md", "sub/c.HTML"]);
-        let skipped: Vec<_> = plan
-            .skipped
-            .iter()
-            .map(|skipped| skipped.uri.as_str())
-            .collect();
-        assert_eq!(
-            skipped,
-            [".git", "empty.md", "image.png", "large.md", "loop"]
-        );
+        let skipped: Vec<_> = plan.skipped.iter().map(|skipped| skipped.uri.as_str()).collect();
+        assert_eq!(skipped, [".git", "empty.md", "image.png", "large.md", "loop"]);
     }
 
     #[test]
@@ -195,9 +171,6 @@ mod tests {
     #[test]
     fn a_folder_that_is_not_there_is_an_error_that_names_it() {
         let error = plan(Path::new("/no/such/folder"), RULES).unwrap_err();
-        assert!(
-            format!("{error:#}").contains("/no/such/folder"),
-            "{error:#}"
-        );
+        assert!(format!("{error:#}").contains("/no/such/folder"), "{error:#}");
     }
 }

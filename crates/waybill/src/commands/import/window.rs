@@ -80,14 +80,7 @@ impl Window {
         self.last_sequence += 1;
         self.bytes += document.body.len();
         self.unsent.push_back(self.last_sequence);
-        self.pending.insert(
-            self.last_sequence,
-            Pending {
-                document,
-                input_bytes,
-                failures: 0,
-            },
-        );
+        self.pending.insert(self.last_sequence, Pending { document, input_bytes, failures: 0 });
     }
 
     /// Says whether something is to be sent.

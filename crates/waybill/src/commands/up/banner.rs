@@ -24,10 +24,7 @@ impl Banner<'_> {
     pub(super) fn print(&self, out: &mut Out) -> anyhow::Result<()> {
         let took = text::span(self.took);
         out.line("")?;
-        out.line(format_args!(
-            "{} in {took}",
-            style("Waybill is up").bold().green()
-        ))?;
+        out.line(format_args!("{} in {took}", style("Waybill is up").bold().green()))?;
         out.line("")?;
         row(out, "ingestion", &self.endpoints.ingestion)?;
         row(out, "search", &self.endpoints.embedding)?;
@@ -37,34 +34,17 @@ impl Banner<'_> {
         out.line("")?;
         out.line("  Next, in another terminal:")?;
         out.line("")?;
-        let flag = if self.is_default_dir {
-            String::new()
-        } else {
-            format!(" --data-dir {}", self.data_dir.display())
-        };
-        for command in [
-            "import ./docs",
-            "search \"what do I look for?\"",
-            "status --watch",
-        ] {
-            out.line(format_args!(
-                "    {}",
-                style(format!("waybill {command}{flag}")).cyan()
-            ))?;
+        let flag = if self.is_default_dir { String::new() } else { format!(" --data-dir {}", self.data_dir.display()) };
+        for command in ["import ./docs", "search \"what do I look for?\"", "status --watch"] {
+            out.line(format_args!("    {}", style(format!("waybill {command}{flag}")).cyan()))?;
         }
         out.line("")?;
-        out.line(format_args!(
-            "  {}",
-            style("Ctrl-C stops it and keeps the data.").dim()
-        ))?;
+        out.line(format_args!("  {}", style("Ctrl-C stops it and keeps the data.").dim()))?;
         out.line("ready")?;
         out.flush()
     }
 }
 
 fn row(out: &mut Out, name: &str, value: &str) -> anyhow::Result<()> {
-    out.line(format_args!(
-        "  {}  {value}",
-        style(format!("{name:<10}")).dim()
-    ))
+    out.line(format_args!("  {}  {value}", style(format!("{name:<10}")).dim()))
 }

@@ -62,11 +62,7 @@ impl Stores {
         if let Some(qdrant) = &qdrant {
             config.qdrant.url = SecretUrl::new(qdrant.url.clone());
         }
-        Ok(Self {
-            postgres,
-            redis,
-            qdrant,
-        })
+        Ok(Self { postgres, redis, qdrant })
     }
 
     /// Stops them, each after those that may still use it. Goes on after a failure.

@@ -29,26 +29,18 @@ pub(super) struct Stores;
 
 impl Stores {
     pub(super) async fn start(_home: &Home, config: &mut AppConfig) -> anyhow::Result<Self> {
-        let missing: Vec<_> = [
-            ("DATABASE_URL", config.database.url.is_empty()),
-            ("QDRANT_URL", config.qdrant.url.is_empty()),
-        ]
-        .into_iter()
-        .filter_map(|(name, missing)| missing.then_some(name))
-        .collect();
+        let missing: Vec<_> =
+            [("DATABASE_URL", config.database.url.is_empty()), ("QDRANT_URL", config.qdrant.url.is_empty())]
+                .into_iter()
+                .filter_map(|(name, missing)| missing.then_some(name))
+                .collect();
         if missing.is_empty() {
-            steps::note(
-                "postgres",
-                &format!("{}, as configured", config.database.url),
-            );
+            steps::note("postgres", &format!("{}, as configured", config.database.url));
             steps::note("qdrant", &format!("{}, as configured", config.qdrant.url));
             return Ok(Self);
         }
         let missing = missing.join(" and ");
-        Err(Usage(format!(
-            "this build has no stores of its own (feature `embedded` is off): set {missing}"
-        ))
-        .into())
+        Err(Usage(format!("this build has no stores of its own (feature `embedded` is off): set {missing}")).into())
     }
 
     pub(super) async fn stop(self) {}

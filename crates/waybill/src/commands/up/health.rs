@@ -32,7 +32,5 @@ async fn serving(url: &str) -> anyhow::Result<()> {
             sleep(POLL).await;
         }
     };
-    timeout(LIMIT, until_serving)
-        .await
-        .map_err(|_| anyhow::anyhow!("{url} does not serve after {} s", LIMIT.as_secs()))
+    timeout(LIMIT, until_serving).await.map_err(|_| anyhow::anyhow!("{url} does not serve after {} s", LIMIT.as_secs()))
 }

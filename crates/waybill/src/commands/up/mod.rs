@@ -87,11 +87,7 @@ struct Files {
 impl Files {
     fn of(home: &Home, args: &UpArgs) -> Self {
         let data_dir = home.path().to_owned();
-        Self {
-            endpoints: endpoints::file_in(&data_dir),
-            data_dir,
-            ready: args.ready_file.clone(),
-        }
+        Self { endpoints: endpoints::file_in(&data_dir), data_dir, ready: args.ready_file.clone() }
     }
 
     fn write(&self, endpoints: &Endpoints) -> anyhow::Result<()> {
@@ -163,17 +159,10 @@ impl Group {
                 shutdown.trigger_hard();
             }
         });
-        Self {
-            tasks: shutdown.tasks(),
-            shutdown,
-        }
+        Self { tasks: shutdown.tasks(), shutdown }
     }
 
-    fn run(
-        &self,
-        name: &'static str,
-        service: impl Future<Output = anyhow::Result<()>> + Send + 'static,
-    ) {
+    fn run(&self, name: &'static str, service: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
         let shutdown = self.shutdown.clone();
         self.tasks.spawn(name, async move {
             service.await?;
@@ -189,33 +178,18 @@ impl Group {
 }
 
 impl Running {
-    async fn start(
-        home: &Home,
-        mut config: AppConfig,
-        ports: Ports,
-        process: &Shutdown,
-    ) -> anyhow::Result<Self> {
+    async fn start(home: &Home, mut config: AppConfig, ports: Ports, process: &Shutdown) -> anyhow::Result<Self> {
         let endpoints = ports.endpoints()?;
         let stores = Box::pin(Stores::start(home, &mut config)).await?;
         let db = Db::connect(&config.db("waybill-up")?).context("read database.url")?;
         step("schema", "migrating", async {
             db.migrate().await.context("migrate the database")?;
-            Ok(Done::new(
-                (),
-                format!("version {}", waybill_storage::SCHEMA_VERSION),
-            ))
+            Ok(Done::new((), format!("version {}", waybill_storage::SCHEMA_VERSION)))
         })
         .await?;
         let (front, back) = (Group::new(process), Group::new(process));
         let model = model::describe(&config);
-        let running = Self {
-            endpoints,
-            model,
-            stores,
-            db,
-            front,
-            back,
-        };
+        let running = Self { endpoints, model, stores, db, front, back };
         match running.start_services(config, ports).await {
             Ok(()) => Ok(running),
             // What made a service fail is what stopping it returns.
@@ -224,13 +198,7 @@ impl Running {
     }
 
     async fn start_services(&self, config: AppConfig, ports: Ports) -> anyhow::Result<()> {
-        let Self {
-            db,
-            front,
-            back,
-            endpoints,
-            ..
-        } = self;
+        let Self { db, front, back, endpoints, .. } = self;
         let config = Arc::new(config);
         back.run("embedding", {
             let (config, db, stop) = (Arc::clone(&config), db.clone(), back.shutdown.clone());
@@ -273,12 +241,7 @@ impl Running {
     /// Stops the services, those that use others first, then the stores.
     async fn stop(self) -> anyhow::Result<()> {
         let begun = Instant::now();
-        eprintln!(
-            "{}",
-            style("stopping: finishing what is in flight")
-                .for_stderr()
-                .dim()
-        );
+        eprintln!("{}", style("stopping: finishing what is in flight").for_stderr().dim());
         let front = self.front.stop().await;
         let back = self.back.stop().await;
         self.db.close().await;

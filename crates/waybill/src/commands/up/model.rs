@@ -15,11 +15,7 @@ const KNOWN: [&str; 3] = ["minilm-int8", "minilm", "wordllama"];
 const TARGET_MARK: &str = "CACHEDIR.TAG";
 
 /// Settles which model's folder is used, if the configuration leaves that open.
-pub(super) fn choose(
-    config: &mut AppConfig,
-    named: Option<&Path>,
-    data_dir: &Path,
-) -> Result<(), Usage> {
+pub(super) fn choose(config: &mut AppConfig, named: Option<&Path>, data_dir: &Path) -> Result<(), Usage> {
     let model = &mut config.embedding.model;
     let is_configured = model.local.path != LocalConfig::default().path;
     if model.kind == ProviderKind::Local && (named.is_some() || !is_configured) {
@@ -46,22 +42,13 @@ fn find(named: Option<&Path>, data_dir: &Path) -> Result<PathBuf, Usage> {
             return Ok(path.to_owned());
         }
         let path = path.display();
-        return Err(Usage(format!(
-            "there is no model folder {path}: mend --model-dir (or WAYBILL_MODEL_DIR)"
-        )));
+        return Err(Usage(format!("there is no model folder {path}: mend --model-dir (or WAYBILL_MODEL_DIR)")));
     }
     let places = places(data_dir);
-    let found = places.iter().find_map(|place| {
-        KNOWN
-            .iter()
-            .map(|name| place.join(name))
-            .find(|folder| folder.is_dir())
-    });
+    let found =
+        places.iter().find_map(|place| KNOWN.iter().map(|name| place.join(name)).find(|folder| folder.is_dir()));
     found.ok_or_else(|| {
-        let looked: Vec<_> = places
-            .iter()
-            .map(|place| place.display().to_string())
-            .collect();
+        let looked: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
         Usage(format!(
             "no embedding model found (looked for {} in {}): `cargo xtask fetch-models` in a \
              checkout fetches them, --model-dir names a folder with another, and \
@@ -81,12 +68,8 @@ fn places(data_dir: &Path) -> Vec<PathBuf> {
     };
     // `target/debug/waybill` has the models beside its folder.
     if let Ok(program) = env::current_exe() {
-        let targets = program
-            .ancestors()
-            .filter(|dir| dir.join(TARGET_MARK).is_file());
-        targets
-            .map(|target| target.join("models"))
-            .for_each(&mut add);
+        let targets = program.ancestors().filter(|dir| dir.join(TARGET_MARK).is_file());
+        targets.map(|target| target.join("models")).for_each(&mut add);
     }
     if let Ok(here) = env::current_dir() {
         add(here.join("target/models"));

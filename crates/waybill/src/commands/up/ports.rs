@@ -24,13 +24,7 @@ impl Ports {
     /// Binds all of them.
     pub(super) async fn bind(args: &UpArgs) -> anyhow::Result<Self> {
         Ok(Self {
-            ingestion: bind(
-                args,
-                Role::Ingestion,
-                args.ingestion_port,
-                "--ingestion-port",
-            )
-            .await?,
+            ingestion: bind(args, Role::Ingestion, args.ingestion_port, "--ingestion-port").await?,
             embedding: bind(args, Role::Search, args.embedding_port, "--embedding-port").await?,
             relay: bind(args, Role::Relay, args.relay_port, "--relay-port").await?,
         })
@@ -47,12 +41,7 @@ impl Ports {
     }
 }
 
-async fn bind(
-    args: &UpArgs,
-    role: Role,
-    named: Option<NonZeroU16>,
-    flag: &str,
-) -> anyhow::Result<TcpListener> {
+async fn bind(args: &UpArgs, role: Role, named: Option<NonZeroU16>, flag: &str) -> anyhow::Result<TcpListener> {
     let host = args.listen_host;
     let wanted = match named {
         Some(port) => port.get(),
@@ -69,10 +58,7 @@ async fn bind(
         }
         Err(error) if named.is_some() => {
             let address = SocketAddr::new(host, wanted);
-            Err(Usage(format!(
-                "can't listen on {address} ({error}): choose another {flag}"
-            ))
-            .into())
+            Err(Usage(format!("can't listen on {address} ({error}): choose another {flag}")).into())
         }
         Err(error) => {
             let address = SocketAddr::new(host, wanted);
@@ -84,16 +70,12 @@ async fn bind(
 
 /// Binds a port that nobody uses.
 pub(super) async fn free(host: IpAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind((host, 0))
-        .await
-        .with_context(|| format!("listen on a free port of {host}"))
+    TcpListener::bind((host, 0)).await.with_context(|| format!("listen on a free port of {host}"))
 }
 
 /// Returns the URL of a listener, as seen from this machine.
 pub(super) fn url(listener: &TcpListener) -> anyhow::Result<String> {
-    let mut address = listener
-        .local_addr()
-        .context("read the listener's address")?;
+    let mut address = listener.local_addr().context("read the listener's address")?;
     if address.ip().is_unspecified() {
         address.set_ip(Ipv4Addr::LOCALHOST.into());
     }

@@ -20,20 +20,13 @@ pub(super) struct Done<T> {
 
 impl<T> Done<T> {
     pub(super) fn new(value: T, note: impl Display) -> Self {
-        Self {
-            value,
-            note: note.to_string(),
-        }
+        Self { value, note: note.to_string() }
     }
 }
 
 /// Says something that took no step.
 pub(super) fn note(name: &str, note: &str) {
-    eprintln!(
-        "  {} {name:<12} {:>8}  {note}",
-        style("✓").for_stderr().green(),
-        ""
-    );
+    eprintln!("  {} {name:<12} {:>8}  {note}", style("✓").for_stderr().green(), "");
 }
 
 /// Runs a step. `slow` says why it may take a while.
@@ -57,14 +50,8 @@ pub(super) async fn step<T>(
     };
     match result {
         Ok(done) => {
-            let took = style(format!("{:>8}", text::span(begun.elapsed())))
-                .for_stderr()
-                .dim();
-            eprintln!(
-                "  {} {name:<12} {took}  {}",
-                style("✓").for_stderr().green(),
-                done.note
-            );
+            let took = style(format!("{:>8}", text::span(begun.elapsed()))).for_stderr().dim();
+            eprintln!("  {} {name:<12} {took}  {}", style("✓").for_stderr().green(), done.note);
             Ok(done.value)
         }
         Err(error) => {
