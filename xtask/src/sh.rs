@@ -44,7 +44,21 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).env("SQLX_OFFLINE", "true").env_remove("DATABASE_URL");
+    forget_package(&mut command);
     command
+}
+
+/// Hides from `command` which package cargo is running here.
+///
+/// A build script that looks at these variables (ring's does) would be run again, and all that
+/// stands on it built again, whenever cargo is called by hand in between.
+pub(crate) fn forget_package(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
 }
 
 /// Runs a command to its end, with this process's output.

@@ -46,6 +46,7 @@ fn runner(args: &TestArgs, has_nextest: bool) -> Command {
     let cargo = sh::cargo();
     let mut command = Command::new(sh::target_dir().join("debug/with-test-stores"));
     command.current_dir(sh::root()).arg(cargo.get_program());
+    sh::forget_package(&mut command);
     if has_nextest {
         command.args(["nextest", "run", "--workspace", "--no-fail-fast"]).args(&args.filters);
     } else {

@@ -29,12 +29,13 @@ pub(crate) const MODEL: &str = "words";
 
 pub(crate) struct World {
     pub(crate) model: FakeModel,
-    pub(crate) database: TestDb,
     pub(crate) vectors: Vectors,
     pub(crate) embedding: EmbeddingServiceClient<Channel>,
     pub(crate) search: SearchServiceClient<Channel>,
     pub(crate) shutdown: Shutdown,
-    qdrant: LocalQdrant,
+    /// Before the database: connections are closed, then it is dropped.
+    _process: Process,
+    pub(crate) database: TestDb,
 }
 
 impl World {
@@ -59,27 +60,17 @@ impl World {
         config.model.openai.dimensions = Some(DIMENSIONS);
         change(&mut config);
 
-        let db = Db::connect(&DbConfig {
-            url: database_url.to_owned(),
-            max_connections: 4,
-            acquire_timeout: Duration::from_secs(2),
-            application_name: "embedding-test".to_owned(),
-        });
-        let qdrant = LocalQdrant::start();
-        let vectors = Vectors::connect(&QdrantConfig::new(&qdrant.url)).unwrap();
-        let deps = Deps { db: db.unwrap(), vectors: vectors.clone() };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let channel = channel(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
         let shutdown = Shutdown::manual(Duration::from_secs(10));
-        tokio::spawn(run(config, deps, listener, shutdown.clone()));
+        let process = Process::start(config, database_url.to_owned(), shutdown.clone());
+        let channel = channel(&process.service_url).unwrap();
         Self {
             model,
-            database,
-            vectors,
+            vectors: Vectors::connect(&QdrantConfig::new(&process.qdrant_url)).unwrap(),
             embedding: EmbeddingServiceClient::new(channel.clone()).max_encoding_message_size(usize::MAX),
             search: SearchServiceClient::new(channel),
             shutdown,
-            qdrant,
+            _process: process,
+            database,
         }
     }
 
@@ -138,13 +129,6 @@ impl World {
     }
 }
 
-impl Drop for World {
-    fn drop(&mut self) {
-        self.shutdown.trigger_hard();
-        self.qdrant.stop();
-    }
-}
-
 pub(crate) fn collection() -> CollectionSpec {
     CollectionSpec::for_model(MODEL, DIMENSIONS)
 }
@@ -155,36 +139,52 @@ pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
     numbers.iter().copied().map(f32::from_le_bytes).collect()
 }
 
-/// A vector store with a thread and a runtime of its own, which end before its files are
-/// removed.
-struct LocalQdrant {
-    url: String,
+/// The services and a vector store on a thread and a runtime of their own, which end when it
+/// is dropped, whatever is under way.
+struct Process {
+    qdrant_url: String,
+    service_url: String,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    /// Removed last: the engine writes when it is closed.
     _dir: TempDir,
 }
 
-impl LocalQdrant {
-    fn start() -> Self {
+impl Process {
+    fn start(config: Config, database_url: String, shutdown: Shutdown) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_owned();
         let (stop, stopped) = oneshot::channel();
-        let (started, address) = std::sync::mpsc::channel();
+        let (started, addresses) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(async move {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-                let server =
+                let qdrant =
                     waybill_qdrant_local::Server::start(&path, listener, CancellationToken::new()).await.unwrap();
-                started.send(server.addr()).unwrap();
+                let qdrant_url = format!("http://{}", qdrant.addr());
+                let db = Db::connect(&DbConfig {
+                    url: database_url,
+                    max_connections: 4,
+                    acquire_timeout: Duration::from_secs(2),
+                    application_name: "embedding-test".to_owned(),
+                });
+                let vectors = Vectors::connect(&QdrantConfig::new(&qdrant_url)).unwrap();
+                let deps = Deps { db: db.unwrap(), vectors };
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let service_url = format!("http://{}", listener.local_addr().unwrap());
+                started.send((qdrant_url, service_url)).unwrap();
+                tokio::spawn(run(config, deps, listener, shutdown));
                 let _dropped = stopped.await;
             });
         });
-        let url = format!("http://{}", address.recv().unwrap());
-        Self { url, stop: Some(stop), thread: Some(thread), _dir: dir }
+        let (qdrant_url, service_url) = addresses.recv().unwrap();
+        Self { qdrant_url, service_url, stop: Some(stop), thread: Some(thread), _dir: dir }
     }
+}
 
-    fn stop(&mut self) {
+impl Drop for Process {
+    fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();

@@ -13,8 +13,12 @@ use crate::cli::ImportArgs;
 use crate::client;
 use crate::text;
 
-/// Short against what is measured, long against what an answer costs.
-const POLL: Duration = Duration::from_millis(50);
+/// The shortest time between two questions.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Waits this many times as long as an answer took: counting a backlog costs the database
+/// time, and who waits for the relay should not slow it down.
+const POLL_FACTOR: u32 = 10;
 
 /// Where lines pile up (a CI log), this often is enough.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -30,6 +34,7 @@ pub(super) async fn until_searchable(args: &ImportArgs, stop: &CancellationToken
     let mut next_line = begun + LINE_EVERY;
     let mut last_answer = begun;
     loop {
+        let asked = Instant::now();
         match client.get_status(GetStatusRequest::default()).await {
             Ok(response) => {
                 last_answer = Instant::now();
@@ -54,7 +59,7 @@ pub(super) async fn until_searchable(args: &ImportArgs, stop: &CancellationToken
             Err(status) => return Err(target.explain(&status)),
         }
         tokio::select! {
-            () = sleep(POLL) => {}
+            () = sleep(POLL.max(asked.elapsed() * POLL_FACTOR).min(LINE_EVERY)) => {}
             () = stop.cancelled() => return Ok(None),
         }
     }
