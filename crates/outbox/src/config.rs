@@ -50,7 +50,7 @@ impl Default for EngineConfig {
             lease_ms: 10_000,
             grace_ms: 2_000,
             batch_keys_max: 512,
-            deliveries_max: 3,
+            deliveries_max: 5,
             delivery_target_ms: 1_000,
             read_rows_max: 2_000,
             outstanding_rows_max: 50_000,

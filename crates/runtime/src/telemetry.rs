@@ -16,8 +16,9 @@ use tracing_subscriber::{EnvFilter, Layer};
 pub const FILTER_VARIABLE: &str = "WAYBILL_LOG";
 
 /// What is logged when [`FILTER_VARIABLE`] is not set. `sqlx` logs a line for every slow
-/// acquire, `h2` and `hyper` for every odd peer: at info they drown what matters.
-const DEFAULT_FILTER: &str = "info,sqlx=warn,h2=warn,hyper=warn,tower=warn";
+/// acquire, `h2` and `hyper` for every odd peer, and the vector engine for
+/// every reopened collection: they drown what matters.
+const DEFAULT_FILTER: &str = "info,sqlx=warn,h2=warn,hyper=warn,tower=warn,qdrant_edge=error";
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

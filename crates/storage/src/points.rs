@@ -23,8 +23,6 @@ pub struct ChunkRow {
     pub version: i64,
     /// The source's metadata, a JSON object.
     pub metadata: Value,
-    /// The version that the vector store confirmed last, if it ever did.
-    pub confirmed_version: Option<i64>,
 }
 
 /// Loads the chunks among `keys` that exist, in no particular order.
@@ -33,11 +31,10 @@ pub struct ChunkRow {
 /// If the statement fails.
 pub async fn load_chunks(db: &Db, keys: &[Uuid]) -> Result<Vec<ChunkRow>> {
     let rows = sqlx::query!(
-        r#"SELECT c.id, c.project_id, c.source_id, c.headings, c.text, c.version, s.metadata, i.version AS "confirmed_version?"
+        "SELECT c.id, c.project_id, c.source_id, c.headings, c.text, c.version, s.metadata
            FROM chunk c
            JOIN source s ON s.id = c.source_id
-           LEFT JOIN index_state i ON i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id
-           WHERE c.id = ANY($1)"#,
+           WHERE c.id = ANY($1)",
         keys
     )
     .fetch_all(db.pool())
@@ -52,7 +49,6 @@ pub async fn load_chunks(db: &Db, keys: &[Uuid]) -> Result<Vec<ChunkRow>> {
             text: row.text,
             version: row.version,
             metadata: row.metadata,
-            confirmed_version: row.confirmed_version,
         })
         .collect())
 }

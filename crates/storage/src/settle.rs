@@ -118,3 +118,25 @@ pub async fn settle(
     })
     .await
 }
+
+/// Returns what `sink` confirmed of those `keys` of which it confirmed anything, in no
+/// particular order.
+///
+/// # Errors
+/// If the statement fails.
+pub async fn confirmed(db: &Db, sink: SinkName, kind: Kind, keys: &[Uuid]) -> Result<Vec<Confirmed>> {
+    let rows = sqlx::query!(
+        r#"SELECT k.key AS "key!", i.version, i.deleted FROM unnest($3::uuid[]) AS k (key) CROSS JOIN LATERAL (
+               SELECT s.version, s.deleted FROM index_state s
+               WHERE s.sink = $1 AND s.kind = $2 AND s.key = k.key LIMIT 1) AS i"#,
+        sink.as_str(),
+        kind.as_str(),
+        keys
+    )
+    .fetch_all(db.pool())
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Confirmed { kind, key: row.key, version: (!row.deleted).then_some(row.version) })
+        .collect())
+}

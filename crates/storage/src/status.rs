@@ -58,6 +58,7 @@ pub async fn sink_lag(db: &Db, sink: SinkName) -> Result<SinkLag> {
     )
     .fetch_all(&mut *tx)
     .await?;
+    // LIMIT keeps the planner from making a join of it, see `sources::read`.
     let lags = sqlx::query!(
         r#"WITH unread AS MATERIALIZED (
                SELECT o.lane, o.kind, o.key, o.created_at
@@ -69,10 +70,12 @@ pub async fn sink_lag(db: &Db, sink: SinkName) -> Result<SinkLag> {
                   min(u.created_at) FILTER (WHERE d.dirty) AS oldest
            FROM unread u
            LEFT JOIN chunk k ON u.kind = 'chunk' AND k.id = u.key
-           LEFT JOIN index_state i ON i.sink = $1 AND i.kind = u.kind AND i.key = u.key
+           LEFT JOIN LATERAL (
+               SELECT s.version, s.deleted FROM index_state s
+               WHERE s.sink = $1 AND s.kind = u.kind AND s.key = u.key LIMIT 1) AS i ON true
            CROSS JOIN LATERAL (SELECT CASE
-               WHEN k.id IS NULL THEN i.key IS NOT NULL AND NOT i.deleted
-               ELSE i.key IS NULL OR i.deleted OR i.version < k.version END AS dirty) AS d
+               WHEN k.id IS NULL THEN i.version IS NOT NULL AND NOT i.deleted
+               ELSE i.version IS NULL OR i.deleted OR i.version < k.version END AS dirty) AS d
            GROUP BY u.lane"#,
         sink.as_str(),
         LAG_ROWS_MAX

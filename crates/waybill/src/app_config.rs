@@ -17,13 +17,15 @@ const ALIASES: [(&str, &str); 3] =
     [("DATABASE_URL", "database.url"), ("REDIS_URL", "redis.url"), ("QDRANT_URL", "qdrant.url")];
 
 /// Variables of the command line, which share our prefix but are no keys.
-const NOT_KEYS: [&str; 7] = [
+const NOT_KEYS: [&str; 9] = [
     "WAYBILL_CONFIG",
     "WAYBILL_DATA_DIR",
     "WAYBILL_ENDPOINT",
     "WAYBILL_MODEL_DIR",
     "WAYBILL_MODELS_DIR",
+    "WAYBILL_POSTGRES_BIN_DIR",
     "WAYBILL_PROJECT",
+    "WAYBILL_REDIS_BIN",
     "WAYBILL_RELAY_ENDPOINT",
 ];
 

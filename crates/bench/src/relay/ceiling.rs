@@ -52,6 +52,11 @@ impl Ceiling {
         Ok(Self { client, vectors: Vectors::connect(&QdrantConfig::new(url))? })
     }
 
+    /// Deletes a collection; the relay makes it again when it finds it missing.
+    pub(super) async fn clear(&self, collection: &str) -> anyhow::Result<()> {
+        Ok(self.vectors.delete_collection(collection).await?)
+    }
+
     /// Reads the points that the relay has just written, as they can be sent again.
     pub(super) async fn read_back(&self, collection: &str, round: &Round<'_>) -> anyhow::Result<Vec<PointStruct>> {
         let ids: Vec<PointId> = round.ids().map(|id| id.to_string().into()).collect();

@@ -4,8 +4,9 @@
 //! relay takes until it has confirmed them all: reading the log, loading rows, asking the
 //! embedding service (which answers from its cache in Postgres), BM25, the conditional
 //! upsert, the settle. The points that came of it are read back and sent once more, straight
-//! by `qdrant-client`, unconditionally, into an empty collection of the same server: nothing
-//! that has to go through that server can be faster.
+//! by `qdrant-client`, unconditionally, to the same server: nothing that has to go through
+//! that server can be faster. Both begin with an empty collection, as a server's speed
+//! depends on what it holds.
 
 mod ceiling;
 mod rows;
@@ -21,9 +22,12 @@ use self::rows::Round;
 use self::stage::Stage;
 use crate::eval::median;
 
-/// Delivered before anything is measured, so that connections and the collection are there
-/// and the relay has found its batch size.
+/// Delivered before anything is measured, so that connections are there and the relay has
+/// found its batch size.
 const WARM_UP_POINTS: usize = 2_000;
+
+/// Delivered before each round, so that the collection is there again.
+const FIRST_POINTS: usize = 64;
 
 /// Arguments of `waybill-bench relay`.
 #[derive(Debug, clap::Args)]
@@ -81,6 +85,8 @@ pub(crate) async fn run(args: &RelayArgs) -> anyhow::Result<RelayResult> {
     let mut relay = Vec::new();
     let mut sent: Vec<(Shape, Vec<f64>)> = Shape::all().map(|shape| (shape, Vec::new())).collect();
     for number in 1..=args.rounds {
+        ceiling.clear(stage.collection()).await?;
+        stage.deliver(&Round::new(args.rounds + number, texts.get(..FIRST_POINTS).unwrap_or_default())).await?;
         let round = Round::new(number, texts.get(..args.points).unwrap_or_default());
         let took = stage.deliver(&round).await?;
         let rate = args.points as f64 / took.as_secs_f64();

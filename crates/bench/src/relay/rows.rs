@@ -7,26 +7,79 @@ use std::path::Path;
 use uuid::Uuid;
 use waybill_domain::{ChunkId, ContentHash, SourceId, TextHash};
 use waybill_storage::OUTBOX_CHANNEL;
-use waybill_testkit::corpus;
 
-/// About the size of a real chunk: 150 tokens.
-const TEXT_BYTES: usize = 700;
+/// Words of a text: about the size of a real chunk, 150 tokens.
+const TEXT_WORDS: usize = 110;
 
-/// The seed of the corpus: every run has the same texts.
+/// Of these, one in so many is a stop word, as in English.
+const STOP_WORD_EVERY: u64 = 3;
+
+/// The words that a stemmer throws away.
+const STOP_WORDS: [&str; 8] = ["the", "of", "and", "to", "in", "is", "that", "for"];
+
+/// Different words in all texts together.
+const VOCABULARY: f64 = 50_000.0;
+
+/// The frequency of the r-th word falls with 1 / r from here on; those before are stop words.
+const FIRST_RANK: f64 = 30.0;
+
+/// The seed of the texts: every run has the same.
 const SEED: u64 = 15;
 
-/// Makes `count` different texts.
+/// Makes `count` different texts whose words are as unevenly frequent as those of a language
+/// (Zipf): how many texts share a word decides what an index of words costs.
 pub(super) fn texts(count: usize) -> Vec<String> {
-    corpus::documents(SEED, count)
-        .map(|document| {
-            // The needle is in no other document, so no two texts are the same.
-            let mut text = format!("{} {}", document.needle, document.body);
-            let end = (0..=TEXT_BYTES.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
-            text.truncate(end.unwrap_or_default());
-            text
+    (0..count)
+        .map(|number| {
+            let mut random = Xorshift::new(SEED ^ (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let words = (0..TEXT_WORDS).map(|_| random.word());
+            // The number is in no other text, so no two are the same.
+            format!("q{number} {}", words.collect::<Vec<_>>().join(" "))
         })
         .collect()
 }
+
+/// xorshift64: any spread will do.
+pub(super) struct Xorshift(u64);
+
+impl Xorshift {
+    /// Starts from any number.
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// From 0 up to 1, in steps of 2^-24, so that it is an f32 as well.
+    pub(super) fn fraction(&mut self) -> f64 {
+        (self.next() >> 40) as f64 / (1_u64 << 24) as f64
+    }
+
+    fn word(&mut self) -> String {
+        let choice = self.next() >> 32;
+        if choice.is_multiple_of(STOP_WORD_EVERY) {
+            let place = (choice / STOP_WORD_EVERY) as usize % STOP_WORDS.len();
+            return STOP_WORDS[place].to_owned();
+        }
+        let mut rank = (FIRST_RANK * (VOCABULARY / FIRST_RANK).powf(self.fraction())) as u64;
+        let mut word = String::new();
+        while rank > 0 {
+            word.push_str(SYLLABLES[(rank % SYLLABLES.len() as u64) as usize]);
+            rank /= SYLLABLES.len() as u64;
+        }
+        word
+    }
+}
+
+/// Ranks are written with these, as numbers are with digits.
+const SYLLABLES: [&str; 20] = [
+    "ba", "ko", "mi", "ru", "te", "la", "no", "si", "du", "ve", "pa", "go", "fi", "tu", "re", "za", "lo", "ni", "cu", "he",
+];
 
 /// Chunks that are new, with texts that are known.
 pub(super) struct Round<'a> {
@@ -104,7 +157,9 @@ mod tests {
         let texts = texts(50);
         let ids: HashSet<_> = (0..2).flat_map(|n| Round::new(n, &texts).ids().collect::<Vec<_>>()).collect();
         assert_eq!(ids.len(), 100);
-        assert!(texts.iter().all(|text| text.len() <= TEXT_BYTES));
+        let words: HashSet<_> = texts.iter().flat_map(|text| text.split(' ')).collect();
+        assert!(words.len() > 1_000, "{} words", words.len());
+        assert!(texts.iter().all(|text| text.len() < 2_000));
     }
 
     #[test]

@@ -12,13 +12,13 @@ use tonic::transport::Channel;
 use uuid::Uuid;
 use waybill_api::embedding::v1::embedding_service_client::EmbeddingServiceClient;
 use waybill_api::embedding::v1::{EmbedRequest, ListModelsRequest, Purpose};
-use waybill_domain::TextHash;
+use waybill_domain::{Kind, SinkName, TextHash};
 use waybill_runtime::grpc;
-use waybill_storage::{Db, DbConfig, cache, points};
+use waybill_storage::{Db, DbConfig, cache, settle};
 use waybill_testkit::{Program, Signal, TestDb, TestPostgres, eventually, psql, psql_file};
 use waybill_vectors::CollectionSpec;
 
-use super::rows::Round;
+use super::rows::{Round, Xorshift};
 
 /// Starting takes seconds: Postgres is made anew, and a model is loaded.
 const START: Duration = Duration::from_secs(120);
@@ -163,15 +163,16 @@ impl Stage {
         let last: Vec<Uuid> = round.ids().skip(round.len().saturating_sub(SAMPLE)).collect();
         eventually("the last rows are confirmed", DELIVERY, async || {
             tokio::time::sleep(POLL).await;
-            let rows = points::load_chunks(&self.pool, &last).await.unwrap_or_default();
-            !rows.is_empty() && rows.iter().all(|row| row.confirmed_version == Some(row.version))
+            let confirmed = settle::confirmed(&self.pool, SinkName::Qdrant, Kind::Chunk, &last).await;
+            confirmed.is_ok_and(|confirmed| confirmed.len() == last.len())
         })
         .await;
         let query = format!(
             "SELECT count(*) FILTER (WHERE i.version IS DISTINCT FROM c.version OR i.deleted) = 0,
                     extract(epoch FROM max(i.confirmed_at))
-             FROM chunk c LEFT JOIN index_state i
-               ON i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id
+             FROM chunk c LEFT JOIN LATERAL (
+                 SELECT * FROM index_state s WHERE s.sink = 'qdrant' AND s.kind = 'chunk' AND s.key = c.id LIMIT 1
+             ) AS i ON true
              WHERE c.source_id = '{}'",
             round.source()
         );
@@ -239,15 +240,9 @@ fn sibling(name: &str) -> anyhow::Result<PathBuf> {
 
 /// Makes a vector of length 1 from the text's hash, little-endian.
 fn unit_vector(text: &str, dimensions: usize) -> Vec<u8> {
-    let mut state = u64::from_le_bytes(TextHash::of(text).as_bytes()[..8].try_into().unwrap_or_default()) | 1;
-    let mut numbers = Vec::with_capacity(dimensions);
-    for _ in 0..dimensions {
-        // xorshift64: any spread will do, the numbers mean nothing.
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        numbers.push((state >> 40) as f32 / (1 << 23) as f32 - 1.0);
-    }
+    let seed = u64::from_le_bytes(TextHash::of(text).as_bytes()[..8].try_into().unwrap_or_default());
+    let mut random = Xorshift::new(seed);
+    let numbers: Vec<f32> = (0..dimensions).map(|_| (random.fraction() * 2.0 - 1.0) as f32).collect();
     let length = numbers.iter().map(|number| number * number).sum::<f32>().sqrt();
     numbers.iter().flat_map(|number| (number / length).to_le_bytes()).collect()
 }

@@ -78,6 +78,9 @@ impl TryFrom<Row> for Source {
     }
 }
 
+// `index_state` is asked by subqueries: for a join the planner, as long as it has no fresh
+// statistics, takes the sink and the kind for selective and reads all of their rows for each chunk.
+
 /// Returns a source, with its readable text if `with_text`.
 ///
 /// # Errors
@@ -89,9 +92,9 @@ pub async fn get(db: &Db, id: SourceId, with_text: bool) -> Result<Option<Source
                   CASE WHEN $2 THEN s.text END AS text, s.state, s.chunk_count, s.version, s.created_at, s.updated_at,
                   NOT EXISTS (
                       SELECT FROM chunk c
-                      LEFT JOIN index_state i
-                          ON i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted AND i.version >= c.version
-                      WHERE c.source_id = s.id AND i.key IS NULL) AS "indexed!"
+                      WHERE c.source_id = s.id AND (
+                          SELECT i.version >= c.version FROM index_state i
+                          WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE) AS "indexed!"
            FROM source s WHERE s.id = $1"#,
         id.as_uuid(),
         with_text
@@ -161,9 +164,9 @@ async fn scan(db: &Db, project: ProjectId, filter: &SourceFilter, after: &str, l
                   s.chunk_count, s.version, s.created_at, s.updated_at,
                   NOT EXISTS (
                       SELECT FROM chunk c
-                      LEFT JOIN index_state i
-                          ON i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted AND i.version >= c.version
-                      WHERE c.source_id = s.id AND i.key IS NULL) AS "indexed!"
+                      WHERE c.source_id = s.id AND (
+                          SELECT i.version >= c.version FROM index_state i
+                          WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE) AS "indexed!"
            FROM (SELECT * FROM source
                  WHERE project_id = $1
                    AND uri COLLATE "C" > $2 AND uri COLLATE "C" >= $3 AND uri COLLATE "C" < $4

@@ -9,6 +9,7 @@ use waybill_storage::{
     projects,
     sources::{self, PutError, SourceFilter, peek, purge_requests, put_group},
 };
+use waybill_testkit::eventually;
 
 use crate::support::{Fixture, connect, requested, source};
 
@@ -352,4 +353,28 @@ async fn the_bell_is_heard() {
     let bell = waybill_storage::Bell::start(&db);
     bell.ring();
     timeout(Duration::from_secs(10), ear.heard()).await.expect("a ring").unwrap();
+}
+
+#[tokio::test]
+async fn whether_a_source_is_indexed_costs_one_look_a_chunk() {
+    let t = Fixture::new().await;
+    t.sql("ALTER TABLE index_state SET (autovacuum_enabled = off)").await;
+    t.sql("INSERT INTO index_state (sink, kind, key, version) SELECT 'qdrant', 'chunk', gen_random_uuid(), 1 FROM generate_series(1, 3000)").await;
+    let passages: Vec<String> = (0..100).map(|number| format!("passage {number}")).collect();
+    t.put(source(t.project, "a", &passages.iter().map(String::as_str).collect::<Vec<_>>())).await;
+    t.confirm_all().await;
+    t.sql("SELECT pg_stat_reset()").await;
+
+    let page = sources::list(&t.db, t.project, &SourceFilter::default(), None, 10).await.unwrap();
+    assert_eq!(page.sources[0].state, SourceState::Indexed);
+    // A connection reports its figures when it ends.
+    t.db.close().await;
+    let read = "SELECT coalesce(sum(idx_tup_read), 0) FROM pg_stat_user_indexes WHERE relname = 'index_state'";
+    let mut rows = 0;
+    eventually("the look is counted", Duration::from_secs(20), async || {
+        rows = t.number(read).await;
+        rows > 0
+    })
+    .await;
+    assert_eq!(rows, 100);
 }
