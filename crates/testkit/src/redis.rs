@@ -4,7 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
 use tempfile::TempDir;
-use tokio::sync::OnceCell;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    sync::OnceCell,
+};
 use waybill_local_stores::{DataDir, Durability, PrivateRedis, RedisOptions, WhenParentDies};
 
 /// A Redis server that belongs to a test.
@@ -68,4 +72,29 @@ impl TestRedis {
     pub fn server_mut(&mut self) -> &mut PrivateRedis {
         &mut self.server
     }
+
+    /// Forgets everything: FLUSHALL, as an operator types it.
+    ///
+    /// # Errors
+    /// If the server does not answer, or refuses.
+    pub async fn flush(&self) -> Result<()> {
+        let url = self.server.url();
+        let place = url.strip_prefix("redis://").unwrap_or(&url);
+        let (user, address) = place.rsplit_once('@').unwrap_or(("", place));
+        let address = address.split('/').next().unwrap_or(address);
+        let mut stream = BufReader::new(TcpStream::connect(address).await?);
+        if let Some((_, password)) = user.split_once(':') {
+            say(&mut stream, &format!("AUTH {password}")).await?;
+        }
+        say(&mut stream, "FLUSHALL").await
+    }
+}
+
+/// Sends a command in Redis' form for people, and expects OK.
+async fn say(stream: &mut BufReader<TcpStream>, command: &str) -> Result<()> {
+    stream.get_mut().write_all(format!("{command}\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_line(&mut answer).await?;
+    anyhow::ensure!(answer.trim() == "+OK", "redis answered {answer:?}");
+    Ok(())
 }
