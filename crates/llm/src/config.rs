@@ -1,0 +1,173 @@
+use std::{fmt, path::PathBuf};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::{LlmError, Usage};
+
+/// The longest a server may take to answer: more than a cold start of a large model.
+const MAX_TIMEOUT_MS: u64 = 600_000;
+
+/// The most tokens an answer may have; far more than [`crate::limits`] would keep.
+const MAX_TOKENS_LIMIT: u32 = 131_072;
+
+/// How many tokens a price is for.
+const TOKENS_PER_PRICE: f64 = 1e6;
+
+/// A server that speaks OpenAI's `/chat/completions`: OpenAI, vLLM, Ollama, llama.cpp.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OpenAiConfig {
+    /// Where the API is, without `/chat/completions`: `https://api.openai.com/v1`.
+    pub base_url: String,
+    /// The key, sent as a bearer token. Give it through the environment.
+    #[serde(serialize_with = "redact")]
+    pub api_key: Option<SecretString>,
+    /// A file with the key, read once at the start; an alternative to `api_key`.
+    pub api_key_file: Option<PathBuf>,
+    /// The model, as the server calls it, where a task names none.
+    pub model: String,
+    /// How freely the model chooses its words; 0 repeats itself best.
+    pub temperature: f32,
+    /// How long one request may take, connecting included. A call makes a second one
+    /// where an answer needs repair.
+    pub timeout_ms: u64,
+    /// Whether the server is asked to hold the model to a JSON schema. One that refuses
+    /// is not asked again.
+    pub json_schema: bool,
+    /// How many tokens an answer may have.
+    pub max_tokens: u32,
+    /// What a million tokens of prompt cost, in any currency.
+    pub prompt_token_price: f64,
+    /// What a million tokens of answer cost, in the same currency.
+    pub completion_token_price: f64,
+}
+
+impl Default for OpenAiConfig {
+    fn default() -> Self {
+        Self {
+            base_url: "https://api.openai.com/v1".to_owned(),
+            api_key: None,
+            api_key_file: None,
+            model: "gpt-4o-mini".to_owned(),
+            temperature: 0.0,
+            timeout_ms: 60_000,
+            json_schema: true,
+            // Room for some thirty facts; a chunk seldom holds more.
+            max_tokens: 4_096,
+            prompt_token_price: 0.0,
+            completion_token_price: 0.0,
+        }
+    }
+}
+
+impl fmt::Debug for OpenAiConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("OpenAiConfig")
+            .field("base_url", &self.base_url)
+            .field("api_key", &self.api_key.as_ref().map(|_key| "[redacted]"))
+            .field("api_key_file", &self.api_key_file)
+            .field("model", &self.model)
+            .field("temperature", &self.temperature)
+            .field("timeout_ms", &self.timeout_ms)
+            .field("json_schema", &self.json_schema)
+            .field("max_tokens", &self.max_tokens)
+            .field("prompt_token_price", &self.prompt_token_price)
+            .field("completion_token_price", &self.completion_token_price)
+            .finish()
+    }
+}
+
+impl OpenAiConfig {
+    /// Checks the values, without touching a file or the network.
+    ///
+    /// # Errors
+    /// [`LlmError::Config`], naming the key, what is wrong with it and the fix.
+    pub fn validate(&self) -> Result<(), LlmError> {
+        check_url("openai.base_url", &self.base_url)?;
+        if self.model.trim().is_empty() {
+            return Err(config_error("openai.model", "is empty", "name a model of the server's"));
+        }
+        if !(0.0..=2.0).contains(&self.temperature) {
+            let problem = format!("is {}, not 0 to 2", self.temperature);
+            return Err(config_error("openai.temperature", problem, "choose a number in between"));
+        }
+        if !(1..=MAX_TIMEOUT_MS).contains(&self.timeout_ms) {
+            let problem = format!("is {}, not 1 to {MAX_TIMEOUT_MS}", self.timeout_ms);
+            return Err(config_error("openai.timeout_ms", problem, "choose a number of milliseconds in between"));
+        }
+        if !(1..=MAX_TOKENS_LIMIT).contains(&self.max_tokens) {
+            let problem = format!("is {}, not 1 to {MAX_TOKENS_LIMIT}", self.max_tokens);
+            return Err(config_error("openai.max_tokens", problem, "choose a number in between"));
+        }
+        check_price("openai.prompt_token_price", self.prompt_token_price)?;
+        check_price("openai.completion_token_price", self.completion_token_price)
+    }
+
+    /// Returns what a call cost by the configured prices.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a call's tokens are far below 2^53")]
+    pub fn cost(&self, usage: Usage) -> f64 {
+        let prompt = usage.prompt_tokens as f64 * self.prompt_token_price;
+        let completion = usage.completion_tokens as f64 * self.completion_token_price;
+        (prompt + completion) / TOKENS_PER_PRICE
+    }
+
+    pub(crate) fn read_key(&self) -> Result<Option<SecretString>, LlmError> {
+        const FILE_KEY: &str = "openai.api_key_file";
+        let text = match (&self.api_key, &self.api_key_file) {
+            (None, None) => return Ok(None),
+            (Some(_), Some(_)) => {
+                return Err(config_error(FILE_KEY, "stands beside api_key", "keep one of the two"));
+            }
+            (Some(key), None) => key.expose_secret().to_owned(),
+            (None, Some(path)) => std::fs::read_to_string(path).map_err(|error| {
+                let problem = format!("cannot read {}: {error}", path.display());
+                config_error(FILE_KEY, problem, "name a readable file that holds the key alone")
+            })?,
+        };
+        let text = text.trim();
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            // The text itself stays out of the message: it may be most of a key.
+            return Err(config_error(
+                FILE_KEY,
+                "or api_key gives no usable key",
+                "a key is one line of printable ASCII without spaces",
+            ));
+        }
+        Ok(Some(SecretString::from(text)))
+    }
+}
+
+pub(crate) fn config_error(key: &'static str, problem: impl Into<String>, fix: &'static str) -> LlmError {
+    LlmError::Config { key, problem: problem.into(), fix }
+}
+
+fn check_price(key: &'static str, price: f64) -> Result<(), LlmError> {
+    if price.is_finite() && price >= 0.0 {
+        return Ok(());
+    }
+    Err(config_error(key, format!("is {price}"), "write what a million tokens cost, 0 if nothing"))
+}
+
+fn check_url(key: &'static str, value: &str) -> Result<(), LlmError> {
+    let url = reqwest::Url::parse(value)
+        .map_err(|error| config_error(key, format!("is no URL: {error}"), "write http://host:port/v1"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(config_error(key, "has another scheme", "use http:// or https://"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        // Would show up wherever the URL is printed.
+        return Err(config_error(key, "holds credentials", "use api_key or api_key_file"));
+    }
+    Ok(())
+}
+
+#[expect(clippy::ref_option, reason = "the signature that serde's serialize_with calls")]
+fn redact<S: Serializer>(key: &Option<SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
+    match key {
+        Some(_) => serializer.serialize_some("[redacted]"),
+        None => serializer.serialize_none(),
+    }
+}
