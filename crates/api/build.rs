@@ -4,10 +4,11 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const PROTOS: [&str; 4] = [
+const PROTOS: [&str; 5] = [
     "waybill/common/v1/common.proto",
     "waybill/ingestion/v1/ingestion.proto",
     "waybill/embedding/v1/embedding.proto",
+    "waybill/extraction/v1/extraction.proto",
     "waybill/relay/v1/relay.proto",
 ];
 

@@ -23,6 +23,13 @@ pub mod embedding {
     }
 }
 
+/// Facts and entities.
+pub mod extraction {
+    pub mod v1 {
+        tonic::include_proto!("waybill.extraction.v1");
+    }
+}
+
 /// The outbox relay, for operators.
 pub mod relay {
     pub mod v1 {

@@ -50,6 +50,18 @@ id! {
     ChunkId
 }
 id! {
+    /// Identifies a job: derived from its project and request id, or made up.
+    JobId
+}
+id! {
+    /// Identifies a fact: derived from its chunk, its type and its statement.
+    ExtractionId
+}
+id! {
+    /// Identifies an entity: derived from its project, type and canonical name.
+    EntityId
+}
+id! {
     /// Identifies one run of a relay process.
     RelayId
 }
@@ -67,6 +79,37 @@ impl SourceId {
     #[must_use]
     pub fn derive(project: ProjectId, uri: &str) -> Self {
         Self(Uuid::new_v5(&project.0, format!("source\0{uri}").as_bytes()))
+    }
+}
+
+impl JobId {
+    /// Derives the id of the job that was asked for under `request_id`.
+    #[must_use]
+    pub fn derive(project: ProjectId, request_id: &str) -> Self {
+        Self(Uuid::new_v5(&project.0, format!("job\0{request_id}").as_bytes()))
+    }
+
+    /// Makes up an id for a job that nobody will ask for again.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl ExtractionId {
+    /// Derives the id of a fact. Case and spacing of the statement don't matter.
+    #[must_use]
+    pub fn derive(chunk: Uuid, kind: &str, statement: &str) -> Self {
+        let words: Vec<String> = statement.split_whitespace().map(str::to_lowercase).collect();
+        Self(Uuid::new_v5(&chunk, format!("extraction\0{kind}\0{}", words.join(" ")).as_bytes()))
+    }
+}
+
+impl EntityId {
+    /// Derives the id of an entity.
+    #[must_use]
+    pub fn derive(project: ProjectId, kind: &str, canonical: &str) -> Self {
+        Self(Uuid::new_v5(&project.0, format!("entity\0{kind}\0{canonical}").as_bytes()))
     }
 }
 

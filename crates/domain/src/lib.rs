@@ -11,8 +11,8 @@ mod text;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use error::ErrorClass;
-pub use id::{ChunkId, ProjectId, RelayId, SourceId};
+pub use id::{ChunkId, EntityId, ExtractionId, JobId, ProjectId, RelayId, SourceId};
 pub use name::{InvalidName, Kind, LANES, Lane, MediaType, ProjectName, SinkName};
 pub use retry::Backoff;
-pub use state::{PutOutcome, SourceState, UnknownState};
+pub use state::{JobState, PutOutcome, SourceState, UnknownState};
 pub use text::{ContentHash, TextHash, embedding_text};

@@ -88,17 +88,25 @@ macro_rules! names {
 
 names! {
     /// What a point, a hit or an outbox row is about.
-    Kind, "kind", "chunk", {
+    Kind, "kind", "chunk, extraction, entity or llm_request", {
         /// A passage of a source.
         Chunk = "chunk",
+        /// A fact that was read in a chunk.
+        Extraction = "extraction",
+        /// Whom or what facts are about.
+        Entity = "entity",
+        /// A chunk to be read by a language model.
+        LlmRequest = "llm_request",
     }
 }
 
 names! {
     /// A store that mirrors Postgres.
-    SinkName, "sink", "qdrant", {
+    SinkName, "sink", "qdrant or llm", {
         /// The vector store.
         Qdrant = "qdrant",
+        /// The queue of LLM requests in Redis.
+        Llm = "llm",
     }
 }
 

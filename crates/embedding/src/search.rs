@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 use waybill_domain::{Kind, ProjectId, ProjectName};
-use waybill_storage::{Db, StorageError, hydrate, hydrate::HydratedChunk, projects};
+use waybill_storage::{Db, StorageError, hydrate, hydrate::Hydrated, projects};
 use waybill_vectors::{
     MAX_QUERY_LIMIT, Mode, QuerySpec, ScoredPoint, SearchFilter, SparseVector, VectorError, Vectors,
 };
@@ -56,8 +56,7 @@ pub(crate) struct Found {
 #[derive(Debug)]
 pub(crate) struct Hit {
     pub(crate) score: f32,
-    pub(crate) kind: Kind,
-    pub(crate) chunk: HydratedChunk,
+    pub(crate) row: Hydrated,
 }
 
 /// Why a search has no answer.
@@ -185,18 +184,19 @@ impl Searcher {
     /// made of. Any other version means that the point shows something else: an earlier
     /// state, or one that Postgres has lost since, restored from a backup.
     async fn hydrate(&self, points: Vec<ScoredPoint>, project: ProjectId, wanted: usize) -> Result<Found, SearchError> {
-        let ids: Vec<Uuid> = points.iter().map(|point| point.id).collect();
-        let rows = if ids.is_empty() { Vec::new() } else { hydrate::chunks(&self.db, &ids).await? };
-        let mut rows: HashMap<Uuid, HydratedChunk> = rows.into_iter().map(|row| (row.id, row)).collect();
+        let keys: Vec<(Kind, Uuid)> =
+            points.iter().filter_map(|point| point.kind.map(|kind| (kind, point.id))).collect();
+        let rows = hydrate::rows(&self.db, &keys).await?;
+        let mut rows: HashMap<Uuid, Hydrated> = rows.into_iter().map(|row| (row.id, row)).collect();
         let mut found = Found::default();
         for point in points {
             if found.hits.len() == wanted {
                 break;
             }
             let row = rows.remove(&point.id).filter(|row| row.project_id == project && row.version == point.version);
-            match (row, point.kind) {
-                (Some(chunk), Some(kind)) => found.hits.push(Hit { score: point.score, kind, chunk }),
-                _ => found.stale += 1,
+            match row {
+                Some(row) => found.hits.push(Hit { score: point.score, row }),
+                None => found.stale += 1,
             }
         }
         Ok(found)

@@ -5,7 +5,7 @@ use std::{collections::HashSet, pin::Pin, sync::Arc, time::Duration};
 use futures::future::pending;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
-use waybill_domain::{Backoff, ErrorClass, Lane, RelayId};
+use waybill_domain::{Backoff, ErrorClass, Lane, RelayId, SinkName};
 use waybill_storage::{
     Db, StorageError,
     lease::{self, Heartbeat, LaneLease, TakenLane},
@@ -109,6 +109,12 @@ impl Engine {
             next_heartbeat: now,
             leaving: HashSet::new(),
         }
+    }
+
+    /// Returns the sink that it delivers to.
+    #[must_use]
+    pub fn sink(&self) -> SinkName {
+        self.sink.name()
     }
 
     /// Returns the figures, live.
@@ -372,7 +378,7 @@ impl Engine {
             let valid: HashSet<Lane> =
                 part.leases.iter().filter(|lease| held.contains(lease)).map(|lease| lease.lane).collect();
             leases.extend(part.leases.iter().filter(|lease| held.contains(lease)));
-            confirmed.extend(part.confirmed.iter().filter(|c| valid.contains(&Lane::of(c.key))).copied());
+            confirmed.extend(part.confirmed.iter().filter(|c| valid.contains(&Lane::of(c.key))).cloned());
         }
         let settlement = Settlement { leases: leases.into_iter().collect(), confirmed, cursors };
         let (db, sink, owner, timeout) =

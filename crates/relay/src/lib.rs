@@ -4,6 +4,7 @@
 mod config;
 mod embedder;
 mod grpc;
+mod llm_sink;
 mod qdrant_sink;
 
 pub use config::Config;
@@ -14,6 +15,7 @@ use tokio::net::TcpListener;
 use tonic::{service::Routes, transport::Channel};
 use waybill_api::{FILE_DESCRIPTOR_SET, relay::v1::relay_service_server::RelayServiceServer};
 use waybill_domain::RelayId;
+use waybill_llm_queue::LlmQueue;
 use waybill_outbox::{Engine, Wake};
 use waybill_runtime::{
     Shutdown,
@@ -22,7 +24,7 @@ use waybill_runtime::{
 use waybill_storage::Db;
 use waybill_vectors::Vectors;
 
-use crate::{embedder::Embedder, grpc::RelayGrpc, qdrant_sink::QdrantSink};
+use crate::{embedder::Embedder, grpc::RelayGrpc, llm_sink::LlmSink, qdrant_sink::QdrantSink};
 
 /// What the relay needs from outside.
 #[derive(Clone)]
@@ -33,6 +35,8 @@ pub struct Deps {
     pub vectors: Vectors,
     /// The embedding service.
     pub embedding: Channel,
+    /// The queue of LLM requests.
+    pub queue: LlmQueue,
 }
 
 /// Serves RelayService on `listener` and delivers, until `shutdown`: at soft it ends and
@@ -44,24 +48,32 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
     config.validate().map_err(anyhow::Error::msg)?;
     let owner = RelayId::generate();
     let embedder = Embedder::new(deps.embedding, config.model.clone(), config.embed_timeout());
-    let sink = Arc::new(QdrantSink::new(deps.db.clone(), deps.vectors, embedder, config.alias.clone()));
-    let engine = Engine::new(deps.db.clone(), sink, config.engine.clone(), owner);
-    let service = RelayGrpc::new(deps.db.clone(), owner, engine.stats());
+    let qdrant = QdrantSink::new(deps.db.clone(), deps.vectors, embedder, config.alias.clone());
+    let llm = LlmSink::new(deps.db.clone(), deps.queue);
+    // An engine each: what holds one store up is nothing to the other.
+    let engines = [
+        Engine::new(deps.db.clone(), Arc::new(qdrant), config.engine.clone(), owner),
+        Engine::new(deps.db.clone(), Arc::new(llm), config.engine.clone(), owner),
+    ];
+    let stats = engines.iter().map(|engine| (engine.sink(), engine.stats())).collect();
+    let service = RelayGrpc::new(deps.db.clone(), owner, stats);
 
-    let wake = Wake::default();
     let tasks = shutdown.tasks();
-    if config.engine.listen {
-        let listen = wake.clone().listen(deps.db, shutdown.soft());
-        tasks.spawn("outbox ear", async {
-            listen.await;
+    for engine in engines {
+        let wake = Wake::default();
+        if config.engine.listen {
+            let listen = wake.clone().listen(deps.db.clone(), shutdown.soft());
+            tasks.spawn("outbox ear", async {
+                listen.await;
+                Ok(())
+            });
+        }
+        let (soft, hard) = (shutdown.soft(), shutdown.hard());
+        tasks.spawn("relay engine", async {
+            engine.run(wake, soft, hard).await;
             Ok(())
         });
     }
-    let (soft, hard) = (shutdown.soft(), shutdown.hard());
-    tasks.spawn("relay engine", async {
-        engine.run(wake, soft, hard).await;
-        Ok(())
-    });
     let options = GrpcOptions::new(&["waybill.relay.v1.RelayService"], FILE_DESCRIPTOR_SET);
     let routes = Routes::new(RelayServiceServer::new(service));
     let served = server::serve(listener, routes, options, shutdown.clone()).await;

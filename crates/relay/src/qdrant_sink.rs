@@ -8,18 +8,18 @@ use std::{
 use async_trait::async_trait;
 use serde_json::Value;
 use uuid::Uuid;
-use waybill_domain::{ErrorClass, Kind, SinkName, embedding_text};
+use waybill_domain::{ErrorClass, Kind, SinkName};
 use waybill_outbox::{DeliveryError, Key, Permit, Sink};
 use waybill_storage::{
     Db, StorageError,
-    points::{self, ChunkRow},
+    points::{self, PointRow},
     settle::Confirmed,
 };
 use waybill_vectors::{CollectionSpec, PointWrite, VectorError, Vectors};
 
 use crate::embedder::Embedder;
 
-/// Delivers chunks to Qdrant.
+/// Delivers chunks, facts and entities to Qdrant.
 pub(crate) struct QdrantSink {
     db: Db,
     vectors: Vectors,
@@ -84,10 +84,10 @@ impl QdrantSink {
     async fn load_or_delete(
         &self,
         target: &Target,
-        keys: &[Uuid],
+        keys: &[(Kind, Uuid)],
         permit: &Permit,
-    ) -> Result<Vec<ChunkRow>, DeliveryError> {
-        let mut rows = points::load_chunks(&self.db, keys).await.map_err(|error| database(&error))?;
+    ) -> Result<Vec<PointRow>, DeliveryError> {
+        let mut rows = points::load(&self.db, keys).await.map_err(|error| database(&error))?;
         let mut absent = absent(keys, &rows);
         if absent.is_empty() {
             return Ok(rows);
@@ -95,21 +95,22 @@ impl QdrantSink {
         // The bound is read first, then the rows once more: one that comes back after this has
         // a version above the bound, so this delete can't touch its point however late it lands.
         let bound = points::version_bound(&self.db).await.map_err(|error| database(&error))?;
-        rows.extend(points::load_chunks(&self.db, &absent).await.map_err(|error| database(&error))?);
+        rows.extend(points::load(&self.db, &absent).await.map_err(|error| database(&error))?);
         absent = self::absent(keys, &rows);
+        let ids: Vec<Uuid> = absent.iter().map(|key| key.1).collect();
         let time_left = permit.time_left()?;
         self.vectors
-            .delete(&target.collection.name, &absent, bound, time_left)
+            .delete(&target.collection.name, &ids, bound, time_left)
             .await
             .map_err(|error| self.failure(&error))?;
         Ok(rows)
     }
 
-    async fn upsert(&self, target: &Target, rows: Vec<ChunkRow>, permit: &Permit) -> Result<(), DeliveryError> {
+    async fn upsert(&self, target: &Target, rows: Vec<PointRow>, permit: &Permit) -> Result<(), DeliveryError> {
         if rows.is_empty() {
             return Ok(());
         }
-        let texts = rows.iter().map(|row| embedding_text(&row.headings, &row.text)).collect();
+        let texts = rows.iter().map(|row| row.text.clone()).collect();
         let embedded = match self.embedder.embed(&target.model, target.collection.dimensions, texts).await {
             Ok(embedded) => embedded,
             Err(error) => {
@@ -124,7 +125,7 @@ impl QdrantSink {
             .map(|(row, embedded)| PointWrite {
                 id: row.id,
                 project_id: row.project_id,
-                kind: Kind::Chunk,
+                kind: row.kind,
                 source_id: row.source_id,
                 version: row.version,
                 metadata: match row.metadata {
@@ -148,22 +149,19 @@ impl Sink for QdrantSink {
 
     async fn deliver(&self, keys: &[Key], permit: &Permit) -> Result<Vec<Confirmed>, DeliveryError> {
         let target = self.target().await?;
-        let ids: Vec<Uuid> = keys.iter().map(|key| key.id).collect();
+        let ids: Vec<(Kind, Uuid)> = keys.iter().map(|key| (key.kind, key.id)).collect();
         let rows = self.load_or_delete(&target, &ids, permit).await?;
-        let mut confirmed: Vec<Confirmed> =
-            rows.iter().map(|row| Confirmed { kind: Kind::Chunk, key: row.id, version: Some(row.version) }).collect();
-        confirmed.extend(absent(&ids, &rows).into_iter().map(|key| Confirmed {
-            kind: Kind::Chunk,
-            key,
-            version: None,
-        }));
+        let present = rows.iter().map(|row| (row.kind, row.id, Some(row.version)));
+        let gone = absent(&ids, &rows).into_iter().map(|(kind, key)| (kind, key, None));
+        let confirmed =
+            present.chain(gone).map(|(kind, key, version)| Confirmed { kind, key, version, reference: None }).collect();
         self.upsert(&target, rows, permit).await?;
         Ok(confirmed)
     }
 }
 
-fn absent(keys: &[Uuid], rows: &[ChunkRow]) -> Vec<Uuid> {
-    let present: HashSet<Uuid> = rows.iter().map(|row| row.id).collect();
+fn absent(keys: &[(Kind, Uuid)], rows: &[PointRow]) -> Vec<(Kind, Uuid)> {
+    let present: HashSet<(Kind, Uuid)> = rows.iter().map(|row| (row.kind, row.id)).collect();
     keys.iter().copied().filter(|key| !present.contains(key)).collect()
 }
 

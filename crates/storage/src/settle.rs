@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use sqlx::PgConnection;
 use uuid::Uuid;
 use waybill_domain::{Kind, Lane, RelayId, SinkName};
 
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// What a sink confirmed of one key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confirmed {
     /// What the key names.
     pub kind: Kind,
@@ -20,6 +21,8 @@ pub struct Confirmed {
     pub key: Uuid,
     /// The version that the sink shows now; `None` if it shows nothing of the key.
     pub version: Option<i64>,
+    /// Under which name the sink holds it, where it gives names: the message's id.
+    pub reference: Option<String>,
 }
 
 /// A lane's cursor, to be moved.
@@ -77,7 +80,10 @@ pub async fn settle(
         let mut confirmed: Vec<&Confirmed> = settlement.confirmed.iter().filter(|c| held.contains(&Lane::of(c.key))).collect();
         // One order for all, so that two settlements can't wait for each other.
         confirmed.sort_unstable_by_key(|c| (c.kind, c.key));
-        if !confirmed.is_empty() {
+        if sink == SinkName::Llm {
+            // What the queue holds is written on the requests themselves.
+            record_queued(&mut tx, &confirmed).await?;
+        } else if !confirmed.is_empty() {
             let kinds: Vec<String> = confirmed.iter().map(|c| c.kind.as_str().to_owned()).collect();
             let keys: Vec<Uuid> = confirmed.iter().map(|c| c.key).collect();
             let versions: Vec<i64> = confirmed.iter().map(|c| c.version.unwrap_or(0)).collect();
@@ -119,6 +125,22 @@ pub async fn settle(
     .await
 }
 
+/// Records which requests are with Redis now. A worker may have been faster: what is no longer
+/// pending is left as it is.
+async fn record_queued(connection: &mut PgConnection, confirmed: &[&Confirmed]) -> Result<()> {
+    let queued = || confirmed.iter().filter(|c| c.reference.is_some());
+    sqlx::query!(
+        "UPDATE llm_request r SET state = 'queued', stream_id = q.stream_id, updated_at = now()
+         FROM unnest($1::uuid[], $2::text[]) AS q (id, stream_id)
+         WHERE r.id = q.id AND r.state = 'pending'",
+        &queued().map(|c| c.key).collect::<Vec<_>>(),
+        &queued().filter_map(|c| c.reference.clone()).collect::<Vec<_>>()
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Returns what `sink` confirmed of those `keys` of which it confirmed anything, in no
 /// particular order.
 ///
@@ -137,6 +159,6 @@ pub async fn confirmed(db: &Db, sink: SinkName, kind: Kind, keys: &[Uuid]) -> Re
     .await?;
     Ok(rows
         .into_iter()
-        .map(|row| Confirmed { kind, key: row.key, version: (!row.deleted).then_some(row.version) })
+        .map(|row| Confirmed { kind, key: row.key, version: (!row.deleted).then_some(row.version), reference: None })
         .collect())
 }

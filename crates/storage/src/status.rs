@@ -69,12 +69,17 @@ pub async fn sink_lag(db: &Db, sink: SinkName) -> Result<SinkLag> {
                   count(*) FILTER (WHERE d.dirty) AS "lag!",
                   min(u.created_at) FILTER (WHERE d.dirty) AS oldest
            FROM unread u
-           LEFT JOIN chunk k ON u.kind = 'chunk' AND k.id = u.key
+           LEFT JOIN LATERAL (
+               SELECT version FROM chunk WHERE u.kind = 'chunk' AND id = u.key
+               UNION ALL SELECT version FROM extraction WHERE u.kind = 'extraction' AND id = u.key
+               UNION ALL SELECT version FROM entity WHERE u.kind = 'entity' AND id = u.key) AS k ON true
+           LEFT JOIN llm_request r ON u.kind = 'llm_request' AND r.id = u.key
            LEFT JOIN LATERAL (
                SELECT s.version, s.deleted FROM index_state s
                WHERE s.sink = $1 AND s.kind = u.kind AND s.key = u.key LIMIT 1) AS i ON true
            CROSS JOIN LATERAL (SELECT CASE
-               WHEN k.id IS NULL THEN i.version IS NOT NULL AND NOT i.deleted
+               WHEN u.kind = 'llm_request' THEN coalesce(r.state = 'pending', false)
+               WHEN k.version IS NULL THEN i.version IS NOT NULL AND NOT i.deleted
                ELSE i.version IS NULL OR i.deleted OR i.version < k.version END AS dirty) AS d
            GROUP BY u.lane"#,
         sink.as_str(),

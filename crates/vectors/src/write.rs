@@ -44,8 +44,8 @@ pub struct PointWrite {
     pub project_id: ProjectId,
     /// What the row is.
     pub kind: Kind,
-    /// The source it belongs to.
-    pub source_id: SourceId,
+    /// The source it belongs to, if it is one.
+    pub source_id: Option<SourceId>,
     /// The row's version; the point is replaced only if its own is lower.
     pub version: i64,
     /// The source's metadata, for filters.
@@ -137,13 +137,15 @@ fn point(point: PointWrite) -> PointStruct {
         .into_iter()
         .map(|(name, vector)| (name, Vector { vector: Some(vector), ..Vector::default() }))
         .collect();
-    let payload = Payload::from([
+    let mut payload = Payload::from([
         (key::PROJECT.to_owned(), string(point.project_id.as_uuid())),
         (key::KIND.to_owned(), string(point.kind.as_str())),
-        (key::SOURCE.to_owned(), string(point.source_id.as_uuid())),
         (key::VERSION.to_owned(), integer(point.version)),
         (key::METADATA.to_owned(), object(point.metadata)),
     ]);
+    if let Some(source_id) = point.source_id {
+        payload.insert(key::SOURCE.to_owned(), string(source_id.as_uuid()));
+    }
     PointStruct {
         id: Some(point_id(point.id)),
         payload,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use waybill_llm_queue::QueueConfig;
 use waybill_runtime::config::{ConfigError, Loader, Secret, SecretUrl, ShutdownConfig};
 use waybill_runtime::telemetry::Format;
 use waybill_storage::DbConfig;
@@ -40,6 +41,7 @@ pub(crate) struct AppConfig {
     pub(crate) endpoints: EndpointsSection,
     pub(crate) ingestion: waybill_ingestion::Config,
     pub(crate) embedding: waybill_embedding::Config,
+    pub(crate) extraction: waybill_extraction::Config,
     pub(crate) relay: waybill_relay::Config,
     pub(crate) shutdown: ShutdownConfig,
     pub(crate) log: LogSection,
@@ -62,7 +64,7 @@ impl Default for DatabaseSection {
     fn default() -> Self {
         Self {
             url: SecretUrl::default(),
-            // Three services with replicas fit into the 100 that Postgres allows by default.
+            // Four services fit into the 100 that Postgres allows by default.
             max_connections: 20,
             // Longer than a failover's first retry, shorter than what callers wait.
             acquire_timeout_ms: 10_000,
@@ -71,11 +73,22 @@ impl Default for DatabaseSection {
 }
 
 /// Redis, the LLM work queue.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RedisSection {
     /// `redis://host:6379`. Empty: `waybill up` runs one of its own.
     pub(crate) url: SecretUrl,
+    /// Begins every key: installations that share a server need one each.
+    pub(crate) prefix: String,
+    /// The most requests of a priority that wait in Redis; what is more waits in Postgres.
+    pub(crate) stream_max: u64,
+}
+
+impl Default for RedisSection {
+    fn default() -> Self {
+        // A request takes some hundred bytes: this many fit into a small server.
+        Self { url: SecretUrl::default(), prefix: "waybill".to_owned(), stream_max: 100_000 }
+    }
 }
 
 /// Qdrant, the vector store.
@@ -103,6 +116,7 @@ impl Default for QdrantSection {
 pub(crate) struct ListenSection {
     pub(crate) ingestion: SocketAddr,
     pub(crate) embedding: SocketAddr,
+    pub(crate) extraction: SocketAddr,
     pub(crate) relay: SocketAddr,
 }
 
@@ -110,7 +124,12 @@ impl Default for ListenSection {
     fn default() -> Self {
         // Loopback: a service that is open to a network should be so on purpose.
         let at = |role: Role| SocketAddr::from((Ipv4Addr::LOCALHOST, role.default_port()));
-        Self { ingestion: at(Role::Ingestion), embedding: at(Role::Search), relay: at(Role::Relay) }
+        Self {
+            ingestion: at(Role::Ingestion),
+            embedding: at(Role::Search),
+            extraction: at(Role::Extraction),
+            relay: at(Role::Relay),
+        }
     }
 }
 
@@ -183,8 +202,11 @@ impl AppConfig {
         let timeouts = 100..=3_600_000;
         check_range("database.acquire_timeout_ms", self.database.acquire_timeout_ms, timeouts.clone())?;
         check_range("qdrant.timeout_ms", self.qdrant.timeout_ms, timeouts)?;
+        check_prefix("redis.prefix", &self.redis.prefix)?;
+        check_range("redis.stream_max", self.redis.stream_max, 1..=10_000_000)?;
         self.ingestion.validate().map_err(|problem| section_error("ingestion", &problem))?;
         self.embedding.validate()?;
+        self.extraction.validate().map_err(|problem| section_error("extraction", &problem))?;
         self.relay.validate().map_err(|problem| section_error("relay", &problem))?;
         self.shutdown.validate("shutdown")
     }
@@ -206,6 +228,15 @@ impl AppConfig {
         let key = (!self.qdrant.api_key.is_empty()).then(|| self.qdrant.api_key.expose().to_owned());
         let mut config = QdrantConfig::new(self.qdrant.url.expose()).with_api_key(key);
         config.timeout = Duration::from_millis(self.qdrant.timeout_ms);
+        Ok(config)
+    }
+
+    /// Says how to reach the queue in Redis.
+    pub(crate) fn queue(&self) -> Result<QueueConfig, ConfigError> {
+        require("redis.url", &self.redis.url, "redis://host:6379")?;
+        let mut config = QueueConfig::new(self.redis.url.expose());
+        config.prefix.clone_from(&self.redis.prefix);
+        config.stream_max = self.redis.stream_max;
         Ok(config)
     }
 }
@@ -254,6 +285,17 @@ fn check_range(key: &str, value: u64, range: std::ops::RangeInclusive<u64>) -> R
     Err(ConfigError::invalid(key, value, "is out of range", &fix))
 }
 
+/// Allows what stands in a key of Redis without meaning anything there: braces would choose
+/// a cluster's slot.
+fn check_prefix(key: &str, prefix: &str) -> Result<(), ConfigError> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    if (1..=64).contains(&prefix.len()) && prefix.bytes().all(is_plain) {
+        return Ok(());
+    }
+    let fix = "write 1 to 64 of a-z, A-Z, 0-9, \"-\", \"_\", \".\" and \":\"";
+    Err(ConfigError::invalid(key, format!("{prefix:?}"), "can't begin a key", fix))
+}
+
 fn require(key: &str, url: &SecretUrl, example: &str) -> Result<(), ConfigError> {
     if !url.is_empty() {
         return Ok(());
@@ -276,6 +318,32 @@ mod tests {
     fn a_store_that_is_needed_and_not_named_says_how_to_name_it() {
         let error = AppConfig::default().db("x").unwrap_err().to_string();
         assert!(error.contains("DATABASE_URL") && error.contains("postgres://"), "{error}");
+        let error = AppConfig::default().queue().unwrap_err().to_string();
+        assert!(error.contains("redis.url") && error.contains("REDIS_URL"), "{error}");
+    }
+
+    #[test]
+    fn the_queue_is_what_the_redis_section_says() {
+        let mut config = AppConfig::default();
+        config.redis.url = SecretUrl::new("redis://127.0.0.1:1");
+        config.redis.prefix = "other".to_owned();
+        config.redis.stream_max = 7;
+        config.validate().unwrap();
+        let queue = config.queue().unwrap();
+        assert_eq!((queue.prefix.as_str(), queue.stream_max), ("other", 7));
+    }
+
+    #[test]
+    fn a_prefix_means_nothing_to_redis() {
+        for bad in ["", "a b", "{a}", "a*"] {
+            let mut config = AppConfig::default();
+            config.redis.prefix = bad.to_owned();
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains("redis.prefix"), "{error}");
+        }
+        let mut config = AppConfig::default();
+        config.redis.stream_max = 0;
+        assert!(config.validate().unwrap_err().to_string().contains("redis.stream_max"));
     }
 
     #[test]

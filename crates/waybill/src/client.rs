@@ -6,6 +6,7 @@ use std::fmt;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use waybill_api::embedding::v1::search_service_client::SearchServiceClient;
+use waybill_api::extraction::v1::extraction_service_client::ExtractionServiceClient;
 use waybill_api::ingestion::v1::ingestion_service_client::IngestionServiceClient;
 use waybill_api::relay::v1::relay_service_client::RelayServiceClient;
 
@@ -21,6 +22,7 @@ const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Ingestion,
+    Extraction,
     Search,
     Relay,
 }
@@ -30,7 +32,7 @@ impl Role {
     pub(crate) const fn default_port(self) -> u16 {
         match self {
             Self::Ingestion => 7701,
-            // 7702 is the extraction service's.
+            Self::Extraction => 7702,
             Self::Search => 7703,
             Self::Relay => 7704,
         }
@@ -39,6 +41,7 @@ impl Role {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Ingestion => "ingestion service",
+            Self::Extraction => "extraction service",
             Self::Search => "search service",
             Self::Relay => "relay",
         }
@@ -47,6 +50,7 @@ impl Role {
     fn of(self, endpoints: &Endpoints) -> String {
         match self {
             Self::Ingestion => endpoints.ingestion.clone(),
+            Self::Extraction => endpoints.extraction.clone(),
             Self::Search => endpoints.embedding.clone(),
             Self::Relay => endpoints.relay.clone(),
         }
@@ -163,6 +167,13 @@ pub(crate) fn search(args: &EndpointArgs) -> anyhow::Result<(SearchServiceClient
     Ok((client, target))
 }
 
+/// A connection to the extraction service.
+pub(crate) fn extraction(args: &EndpointArgs) -> anyhow::Result<(ExtractionServiceClient<Channel>, Target)> {
+    let target = Target::find(Role::Extraction, args.endpoint.as_deref(), args)?;
+    let client = ExtractionServiceClient::new(target.channel()?).max_decoding_message_size(MAX_ANSWER_BYTES);
+    Ok((client, target))
+}
+
 /// A connection to the relay.
 pub(crate) fn relay(named: Option<&str>, args: &EndpointArgs) -> anyhow::Result<(RelayServiceClient<Channel>, Target)> {
     let target = Target::find(Role::Relay, named, args)?;
@@ -179,6 +190,19 @@ pub(crate) fn describe(code: Code, message: &str) -> String {
         }
         _ => format!("{message} ({code:?})"),
     }
+}
+
+/// Says whether a failure may pass by itself.
+pub(crate) const fn may_pass(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable
+            | Code::ResourceExhausted
+            | Code::Aborted
+            | Code::DeadlineExceeded
+            | Code::Cancelled
+            | Code::Unknown
+    )
 }
 
 fn check_url(url: &str) -> Result<(), Usage> {

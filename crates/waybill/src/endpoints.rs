@@ -18,6 +18,8 @@ pub(crate) struct Endpoints {
     pub(crate) ingestion: String,
     /// EmbeddingService and SearchService.
     pub(crate) embedding: String,
+    /// ExtractionService.
+    pub(crate) extraction: String,
     /// RelayService.
     pub(crate) relay: String,
 }

@@ -10,6 +10,7 @@ mod endpoints;
 mod exit;
 mod out;
 mod paths;
+mod screen;
 mod services;
 mod text;
 mod values;
@@ -50,6 +51,9 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Up(args) => Box::pin(commands::up::run(args)).await?,
         Command::Import(args) => return Box::pin(commands::import::run(args)).await,
         Command::Search(args) => commands::search::run(args).await?,
+        Command::Extract(args) => return Box::pin(commands::extract::run(args)).await,
+        Command::Jobs(args) => return commands::jobs::run(args).await,
+        Command::Facts(args) => commands::facts::run(args).await?,
         Command::Status(args) => commands::status::run(args).await?,
         Command::Projects(command) => commands::projects::run(command).await?,
         Command::Sources(command) => commands::sources::run(command).await?,

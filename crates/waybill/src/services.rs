@@ -3,6 +3,7 @@
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tonic::transport::Channel;
+use waybill_llm_queue::LlmQueue;
 use waybill_runtime::Shutdown;
 use waybill_storage::Db;
 use waybill_vectors::Vectors;
@@ -31,6 +32,17 @@ pub(crate) async fn embedding(
     waybill_embedding::run(config.embedding.clone(), deps, listener, shutdown).await
 }
 
+/// Runs extraction until `shutdown`.
+pub(crate) async fn extraction(
+    config: &AppConfig,
+    db: Db,
+    listener: TcpListener,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let deps = waybill_extraction::Deps { db, queue: queue(config)? };
+    waybill_extraction::run(config.extraction.clone(), deps, listener, shutdown).await
+}
+
 /// Runs the relay until `shutdown`. `embedding` leads to the embedding service.
 pub(crate) async fn relay(
     config: &AppConfig,
@@ -39,10 +51,14 @@ pub(crate) async fn relay(
     listener: TcpListener,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let deps = waybill_relay::Deps { db, vectors: vectors(config)?, embedding };
+    let deps = waybill_relay::Deps { db, vectors: vectors(config)?, embedding, queue: queue(config)? };
     waybill_relay::run(config.relay.clone(), deps, listener, shutdown).await
 }
 
 fn vectors(config: &AppConfig) -> anyhow::Result<Vectors> {
     Vectors::connect(&config.qdrant()?).context("read qdrant.url")
+}
+
+fn queue(config: &AppConfig) -> anyhow::Result<LlmQueue> {
+    LlmQueue::connect(&config.queue()?).context("read redis.url")
 }

@@ -96,8 +96,11 @@ fn kinds(kinds: &[i32]) -> Result<Vec<Kind>, Status> {
     for (place, &kind) in kinds.iter().enumerate() {
         let kind = match ProtoKind::try_from(kind) {
             Ok(ProtoKind::Chunk) => Kind::Chunk,
+            Ok(ProtoKind::Extraction) => Kind::Extraction,
+            Ok(ProtoKind::Entity) => Kind::Entity,
             Ok(ProtoKind::Unspecified) | Err(_) => {
-                return Err(invalid_argument(format!("kinds[{place}]"), format!("{kind} is no kind, send KIND_CHUNK")));
+                let description = format!("{kind} is no kind, send KIND_CHUNK, KIND_EXTRACTION or KIND_ENTITY");
+                return Err(invalid_argument(format!("kinds[{place}]"), description));
             }
         };
         // So that a request that repeats itself makes no long filter.

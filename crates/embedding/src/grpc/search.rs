@@ -34,22 +34,27 @@ impl SearchService for SearchGrpc {
     }
 }
 
-fn to_proto(Hit { score, kind, chunk }: Hit) -> ProtoHit {
+fn to_proto(Hit { score, row }: Hit) -> ProtoHit {
     ProtoHit {
-        id: chunk.id.to_string(),
-        kind: match kind {
+        id: row.id.to_string(),
+        kind: match row.kind {
             Kind::Chunk => ProtoKind::Chunk.into(),
+            Kind::Extraction => ProtoKind::Extraction.into(),
+            Kind::Entity => ProtoKind::Entity.into(),
+            // No point is one: it is Redis that hears of requests.
+            Kind::LlmRequest => ProtoKind::Unspecified.into(),
         },
         score,
-        text: chunk.text,
-        headings: chunk.headings,
-        source_uri: chunk.source_uri,
-        source_title: chunk.source_title,
-        metadata: Some(json::to_struct(chunk.metadata)),
-        start_byte: chunk.start_byte,
-        end_byte: chunk.end_byte,
-        version: chunk.version,
-        source_update_time: Some(to_timestamp(chunk.source_updated_at)),
+        text: row.text,
+        quote: row.quote,
+        headings: row.headings,
+        source_uri: row.source_uri,
+        source_title: row.source_title,
+        metadata: Some(json::to_struct(row.metadata)),
+        start_byte: row.start_byte,
+        end_byte: row.end_byte,
+        version: row.version,
+        source_update_time: Some(to_timestamp(row.source_updated_at)),
     }
 }
 

@@ -119,7 +119,7 @@ impl World {
             id: chunk,
             project_id: project,
             kind: Kind::Chunk,
-            source_id: SourceId::derive(project, uri),
+            source_id: Some(SourceId::derive(project, uri)),
             version: version.parse().unwrap(),
             metadata,
             dense: floats(&embedding.dense),

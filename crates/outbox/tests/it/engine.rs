@@ -19,7 +19,12 @@ async fn wait_until_equal(url: &str, shown: &Shown) {
 
 async fn wait_until_closed(url: &str) {
     eventually("every lane is closed up to the end", PATIENCE, async || {
-        number(url, "SELECT min(closed_seq) - (SELECT last_value FROM outbox_seq) FROM outbox_cursor").await == 0
+        number(
+            url,
+            "SELECT min(closed_seq) - (SELECT last_value FROM outbox_seq) FROM outbox_cursor WHERE sink = 'qdrant'",
+        )
+        .await
+            == 0
     })
     .await;
 }

@@ -106,7 +106,7 @@ impl MemorySink {
                     Some(version) => points.insert(key, version),
                     None => points.remove(&key),
                 };
-                Confirmed { kind: Kind::Chunk, key, version }
+                Confirmed { kind: Kind::Chunk, key, version, reference: None }
             })
             .collect())
     }

@@ -3,6 +3,7 @@
 
 mod cache;
 mod capture;
+mod extraction;
 mod hydrate;
 mod projects;
 mod sources;

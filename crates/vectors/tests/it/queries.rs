@@ -60,8 +60,8 @@ async fn filters_keep_tenants_and_sources_apart() {
     let store = TestStore::new().await;
     let mut points: Vec<_> = (0..6).map(|n| point(n, 1)).collect();
     points[1].project_id = project(1);
-    points[4].source_id = source(1);
-    points[5].source_id = source(2);
+    points[4].source_id = Some(source(1));
+    points[5].source_id = Some(source(2));
     store.upsert(points).await;
     for mode in [Mode::Dense, Mode::Hybrid] {
         let mut all = found(&store, spec(mode)).await;

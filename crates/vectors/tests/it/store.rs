@@ -129,7 +129,7 @@ pub(crate) fn point(n: u128, version: i64) -> PointWrite {
         id: id(n),
         project_id: project(0),
         kind: Kind::Chunk,
-        source_id: source(0),
+        source_id: Some(source(0)),
         version,
         metadata: Map::new(),
         dense,

@@ -115,12 +115,26 @@ pub(crate) struct SearchArgs {
     /// Only this source; repeatable
     #[arg(long, value_name = "URI")]
     pub(crate) source: Vec<String>,
+    /// What to find; repeatable
+    #[arg(long, short, value_enum, default_value = "passage")]
+    pub(crate) kind: Vec<HitKind>,
     /// Print passages whole
     #[arg(long)]
     pub(crate) full: bool,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What a search finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HitKind {
+    /// Passages of documents
+    Passage,
+    /// Facts, each with the words that it rests on
+    Fact,
+    /// Whom and what facts are about
+    Entity,
 }
 
 /// How a search ranks.

@@ -1,6 +1,7 @@
 //! The command line, as types. What a command does is in `commands`.
 
 mod client;
+mod extraction;
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
@@ -9,13 +10,14 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::client::{
-    EndpointArgs, Format, ImportArgs, Mode, ProjectsCommand, SearchArgs, SourcesCommand, StatusArgs,
+    EndpointArgs, Format, HitKind, ImportArgs, Mode, ProjectsCommand, SearchArgs, SourcesCommand, StatusArgs,
 };
+pub(crate) use self::extraction::{ExtractArgs, FactsArgs, JobsArgs, Priority};
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  the command failed, or some documents of an import did
+  1  the command failed, or a job, or some documents of an import
   2  wrong usage, or a configuration that can't be used
   3  the service can't be reached
   130  interrupted by Ctrl-C
@@ -28,6 +30,7 @@ Start here:
   waybill up                          run everything on this machine
   waybill import ./docs               put a folder of documents in
   waybill search \"how do I ...\"       find something
+  waybill extract                     have facts found, and see them with `waybill facts`
   waybill status --watch              see what is still on its way to the index";
 
 /// A self-hosted knowledge backend: documents go in over gRPC, a search finds them.
@@ -54,6 +57,12 @@ pub(crate) enum Command {
     Import(ImportArgs),
     /// Find passages by meaning, by words, or both
     Search(SearchArgs),
+    /// Have facts and entities found in what was put in
+    Extract(ExtractArgs),
+    /// List, follow and cancel the jobs of `extract`
+    Jobs(JobsArgs),
+    /// Show facts with the words they rest on, or entities
+    Facts(FactsArgs),
     /// Show what is still on its way to the index, and who delivers it
     Status(StatusArgs),
     /// List, create and delete projects
@@ -108,6 +117,9 @@ pub(crate) struct UpArgs {
     /// Port of the ingestion service [default: 7701, or a free one if that is taken]
     #[arg(long, value_name = "PORT", help_heading = "Network")]
     pub(crate) ingestion_port: Option<NonZeroU16>,
+    /// Port of the extraction service [default: 7702, or a free one]
+    #[arg(long, value_name = "PORT", help_heading = "Network")]
+    pub(crate) extraction_port: Option<NonZeroU16>,
     /// Port of the embedding and search services [default: 7703, or a free one]
     #[arg(long, value_name = "PORT", help_heading = "Network")]
     pub(crate) embedding_port: Option<NonZeroU16>,
@@ -150,7 +162,9 @@ pub(crate) enum ServiceName {
     Ingestion,
     /// Embeddings and search
     Embedding,
-    /// Delivery from the outbox to the index
+    /// Facts and entities
+    Extraction,
+    /// Delivery from the outbox to the index and to the queue
     Relay,
 }
 

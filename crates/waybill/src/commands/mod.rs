@@ -1,7 +1,10 @@
 //! One module a command.
 
 pub(crate) mod config;
+pub(crate) mod extract;
+pub(crate) mod facts;
 pub(crate) mod import;
+pub(crate) mod jobs;
 pub(crate) mod migrate;
 pub(crate) mod projects;
 pub(crate) mod search;

@@ -5,9 +5,10 @@ use std::time::Duration;
 use console::{StyledObject, style};
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use waybill_api::common::v1::Kind;
 use waybill_api::embedding::v1::{Hit, SearchMode, SearchRequest, SearchResponse};
 
-use crate::cli::{Mode, SearchArgs};
+use crate::cli::{HitKind, Mode, SearchArgs};
 use crate::client;
 use crate::out::Out;
 use crate::{text, values};
@@ -31,7 +32,7 @@ pub(crate) async fn run(args: SearchArgs) -> anyhow::Result<()> {
         mode: mode(args.mode).into(),
         limit: args.limit.into(),
         score_threshold: args.min_score,
-        kinds: Vec::new(),
+        kinds: args.kind.iter().map(|kind| kind_of(*kind).into()).collect(),
         source_uris: args.source.clone(),
         metadata: (!metadata.is_empty()).then(|| values::to_struct(metadata)),
     });
@@ -49,6 +50,14 @@ pub(crate) async fn run(args: SearchArgs) -> anyhow::Result<()> {
         print(&mut out, &args, &query, response, took)?;
     }
     out.flush()
+}
+
+const fn kind_of(kind: HitKind) -> Kind {
+    match kind {
+        HitKind::Passage => Kind::Chunk,
+        HitKind::Fact => Kind::Extraction,
+        HitKind::Entity => Kind::Entity,
+    }
 }
 
 const fn mode(mode: Mode) -> SearchMode {
@@ -70,14 +79,25 @@ fn as_json(response: SearchResponse, query: &str, took: Duration) -> Value {
     })
 }
 
+const fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Chunk => "passage",
+        Kind::Extraction => "fact",
+        Kind::Entity => "entity",
+        Kind::Unspecified => "",
+    }
+}
+
 fn hit_as_json(hit: Hit) -> Value {
     json!({
         "id": hit.id,
+        "kind": kind_name(hit.kind()),
         "score": hit.score,
         "uri": hit.source_uri,
         "title": hit.source_title,
         "headings": hit.headings,
         "text": hit.text,
+        "quote": hit.quote,
         "metadata": hit.metadata.map(values::from_struct).unwrap_or_default(),
         "start_byte": hit.start_byte,
         "end_byte": hit.end_byte,
@@ -117,13 +137,20 @@ fn print(
 
 fn print_hit(out: &mut Out, rank: usize, hit: &Hit, query: &str, width: usize, full: bool) -> anyhow::Result<()> {
     let title = text::one_line(&hit.source_title);
-    let title = if title.is_empty() { text::one_line(&hit.source_uri) } else { title };
+    let title = match hit.kind() {
+        Kind::Entity => text::one_line(&hit.text),
+        _ if title.is_empty() => text::one_line(&hit.source_uri),
+        _ => title,
+    };
     out.line(format_args!(
         "{} {}  {}",
         style(format!("{rank:>2}.")).dim(),
         style(&title).bold(),
         style(format!("{:.4}", hit.score)).green(),
     ))?;
+    if hit.kind() == Kind::Entity {
+        return Ok(());
+    }
     let headings = headings(hit, &title);
     if !headings.is_empty() {
         let line = console::truncate_str(&headings, width - INDENT.len(), "…").into_owned();
@@ -143,6 +170,10 @@ fn print_hit(out: &mut Out, rank: usize, hit: &Hit, query: &str, width: usize, f
     let piece = text::excerpt(&line, query, SNIPPET_LINES * columns - columns / 4);
     for line in text::wrap(&piece, columns) {
         out.line(format_args!("{INDENT}{}", highlight(&line, query)))?;
+    }
+    if !hit.quote.is_empty() {
+        let quote = console::truncate_str(&text::one_line(&hit.quote), columns - 2, "…").into_owned();
+        out.line(format_args!("{INDENT}{}", style(format!("“{quote}”")).dim()))?;
     }
     Ok(())
 }

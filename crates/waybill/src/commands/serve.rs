@@ -16,11 +16,15 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let (name, application) = match args.service {
         ServiceName::Ingestion => ("ingestion", "waybill-ingestion"),
         ServiceName::Embedding => ("embedding", "waybill-embedding"),
+        ServiceName::Extraction => ("extraction", "waybill-extraction"),
         ServiceName::Relay => ("relay", "waybill-relay"),
     };
     let database = config.db(application)?;
-    if args.service != ServiceName::Ingestion {
+    if matches!(args.service, ServiceName::Embedding | ServiceName::Relay) {
         config.qdrant()?;
+    }
+    if matches!(args.service, ServiceName::Extraction | ServiceName::Relay) {
+        config.queue()?;
     }
     let _telemetry = telemetry::init(application, config.log.format.into())?;
     let shutdown = Shutdown::on_signals(config.shutdown.deadline()).context("watch for signals")?;
@@ -28,6 +32,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let address = args.listen.unwrap_or(match args.service {
         ServiceName::Ingestion => config.listen.ingestion,
         ServiceName::Embedding => config.listen.embedding,
+        ServiceName::Extraction => config.listen.extraction,
         ServiceName::Relay => config.listen.relay,
     });
     let listener = TcpListener::bind(address)
@@ -52,6 +57,7 @@ async fn serve(
     match service {
         ServiceName::Ingestion => services::ingestion(config, db, listener, shutdown).await,
         ServiceName::Embedding => services::embedding(config, db, listener, shutdown).await,
+        ServiceName::Extraction => services::extraction(config, db, listener, shutdown).await,
         ServiceName::Relay => {
             let embedding =
                 waybill_runtime::grpc::channel(&config.endpoints.embedding).context("read endpoints.embedding")?;

@@ -1,10 +1,9 @@
 //! `waybill status`.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal;
 use std::time::Duration;
 
-use console::{Term, style};
+use console::style;
 use serde_json::{Value, json};
 use tonic::Status;
 use tonic::transport::Channel;
@@ -14,6 +13,7 @@ use waybill_api::relay::v1::{GetStatusRequest, GetStatusResponse, LaneStatus, Si
 use crate::cli::StatusArgs;
 use crate::client::{self, Target};
 use crate::out::Out;
+use crate::screen::Screen;
 use crate::{text, values};
 
 /// The relay reads counters and cursors: an answer takes milliseconds.
@@ -72,32 +72,6 @@ impl View {
 
     fn render(&self, response: GetStatusResponse) -> String {
         if self.as_json { format!("{}\n", as_json(response)) } else { table(&response) }
-    }
-}
-
-/// Redraws a few lines in place on a terminal; elsewhere it appends.
-struct Screen {
-    term: Option<Term>,
-    drawn: usize,
-}
-
-impl Screen {
-    fn new() -> Self {
-        let term = std::io::stdout().is_terminal().then(Term::stdout);
-        Self { term, drawn: 0 }
-    }
-
-    fn show(&mut self, text: &str) -> anyhow::Result<()> {
-        if let Some(term) = &self.term {
-            let (height, _) = term.size();
-            // Lines that scrolled off can't be redrawn.
-            let redrawable = self.drawn.min(usize::from(height).saturating_sub(1));
-            term.clear_last_lines(redrawable)?;
-            self.drawn = text.lines().count();
-        }
-        let mut out = Out::new();
-        out.text(text)?;
-        out.flush()
     }
 }
 

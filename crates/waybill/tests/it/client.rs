@@ -15,9 +15,19 @@ fn nobody() -> String {
 fn an_endpoint_that_does_not_answer_ends_with_3_and_a_hint() {
     let home = tempfile::tempdir().unwrap();
     let url = nobody();
-    for args in
-        [vec!["search", "x"], vec!["status"], vec!["projects", "ls"], vec!["sources", "ls"], vec!["import", "."]]
-    {
+    for args in [
+        vec!["search", "x"],
+        vec!["status"],
+        vec!["projects", "ls"],
+        vec!["sources", "ls"],
+        vec!["import", "."],
+        vec!["extract"],
+        vec!["jobs"],
+        vec!["jobs", "x", "--watch"],
+        vec!["jobs", "--cancel", "x"],
+        vec!["facts"],
+        vec!["facts", "--entities"],
+    ] {
         let args = [args.as_slice(), &["--endpoint", &url]].concat();
         let failed = run(home.path(), &args).expect_code(3);
         assert_has(&failed.stderr, &[&url, "efused", "--endpoint"]);
@@ -31,11 +41,13 @@ fn a_dead_up_is_named() {
     let url = nobody();
     let data_dir = home.path().join(".local/share/waybill");
     fs::create_dir_all(&data_dir).unwrap();
-    let endpoints =
-        format!("{{\"pid\": 4242, \"ingestion\": \"{url}\", \"embedding\": \"{url}\", \"relay\": \"{url}\"}}");
+    let services = ["ingestion", "embedding", "extraction", "relay"].map(|name| format!("\"{name}\": \"{url}\""));
+    let endpoints = format!("{{\"pid\": 4242, {}}}", services.join(", "));
     fs::write(data_dir.join("endpoints.json"), endpoints).unwrap();
-    let failed = run(home.path(), &["search", "x"]).expect_code(3);
-    assert_has(&failed.stderr, &[&url, "4242", "endpoints.json", "waybill up"]);
+    for args in [vec!["search", "x"], vec!["jobs"]] {
+        let failed = run(home.path(), &args).expect_code(3);
+        assert_has(&failed.stderr, &[&url, "4242", "endpoints.json", "waybill up"]);
+    }
 }
 
 #[test]

@@ -77,6 +77,14 @@ fn a_bad_configuration_is_refused_before_any_port_is_bound() {
     let missing = run(home.path(), &args).expect_code(2);
     assert_has(&missing.stderr, &["database.url", "DATABASE_URL"]);
 
+    let args = ["serve", "extraction", "--listen", &address];
+    let variables = [("DATABASE_URL", "postgres://nobody@127.0.0.1:1/x")];
+    let missing = run_with(home.path(), &args, &variables).expect_code(2);
+    assert_has(&missing.stderr, &["redis.url", "REDIS_URL", "redis://"]);
+    let variables = [variables[0], ("WAYBILL_REDIS__STREAM_MAX", "0")];
+    let bad = run_with(home.path(), &args, &variables).expect_code(2);
+    assert_has(&bad.stderr, &["redis.stream_max", "10000000"]);
+
     let port = taken.local_addr().unwrap().port().to_string();
     let args = ["up", "--ingestion-port", &port];
     let bad = run_with(home.path(), &args, &[("WAYBILL_SHUTDOWN__DEADLINE_S", "-1")]).expect_code(2);

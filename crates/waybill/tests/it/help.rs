@@ -6,8 +6,11 @@ use crate::program::{assert_has, run};
 fn help_shows_where_to_start_and_the_exit_codes() {
     let home = tempfile::tempdir().unwrap();
     let help = run(home.path(), &["--help"]).expect_code(0);
-    assert_has(&help.stdout, &["waybill up", "waybill import", "waybill search", "Exit codes:"]);
-    for command in ["up", "import", "search", "status", "projects", "sources", "serve", "migrate", "config"] {
+    assert_has(&help.stdout, &["waybill up", "waybill import", "waybill search", "waybill extract", "Exit codes:"]);
+    for command in [
+        "up", "import", "search", "extract", "jobs", "facts", "status", "projects", "sources", "serve", "migrate",
+        "config",
+    ] {
         assert_has(&help.stdout, &[&format!("\n  {command} ")]);
     }
 }
@@ -15,9 +18,18 @@ fn help_shows_where_to_start_and_the_exit_codes() {
 #[test]
 fn commands_show_examples() {
     let home = tempfile::tempdir().unwrap();
-    for command in ["up", "import", "search", "serve", "config"] {
+    for command in ["up", "import", "search", "extract", "jobs", "facts", "serve", "config"] {
         let help = run(home.path(), &[command, "--help"]).expect_code(0);
         assert_has(&help.stdout, &["Examples:", &format!("waybill {command}")]);
+    }
+}
+
+#[test]
+fn help_says_that_the_default_provider_is_no_language_model() {
+    let home = tempfile::tempdir().unwrap();
+    for command in ["extract", "facts"] {
+        let help = run(home.path(), &[command, "--help"]).expect_code(0);
+        assert_has(&help.stdout, &["`rules`", "not a language model"]);
     }
 }
 
@@ -30,4 +42,10 @@ fn wrong_usage_ends_with_2_and_a_hint() {
     assert_has(&wrong.stderr, &["KEY=VALUE"]);
     let wrong = run(home.path(), &["import", "x", "--prune"]).expect_code(2);
     assert_has(&wrong.stderr, &["--uri-prefix"]);
+    let wrong = run(home.path(), &["extract", "--priority", "urgent"]).expect_code(2);
+    assert_has(&wrong.stderr, &["high, normal, low"]);
+    let wrong = run(home.path(), &["jobs", "x", "--cancel", "x"]).expect_code(2);
+    assert_has(&wrong.stderr, &["--cancel"]);
+    let wrong = run(home.path(), &["facts", "--entities", "--entity", "x"]).expect_code(2);
+    assert_has(&wrong.stderr, &["--entities"]);
 }

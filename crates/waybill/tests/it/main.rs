@@ -1,11 +1,19 @@
 //! The real binary, from the outside.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test may panic like the test itself")]
 
+mod adaptive;
 mod client;
 mod config;
 mod crash;
+#[cfg(feature = "embedded")]
+mod extract;
+mod extraction;
 mod help;
 mod import;
+mod llm_server;
+#[cfg(feature = "embedded")]
+mod place;
 mod program;
 #[cfg(feature = "embedded")]
 mod up;
+mod world;

@@ -2,67 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use serde_json::Value;
-use waybill_testkit::{Program, Signal, eventually};
+use waybill_testkit::{Signal, eventually};
 
-use crate::program::{Ran, assert_has, run, waybill};
+use crate::place::{Place, STOP_LIMIT, UP_LIMIT, model};
+use crate::program::{assert_has, run};
 
-/// initdb on a busy machine, and a recovery, each take seconds.
-const UP_LIMIT: Duration = Duration::from_secs(120);
-
-/// The stop's own deadline is 25 s, and Postgres writes a checkpoint after it.
-const STOP_LIMIT: Duration = Duration::from_secs(60);
-
-fn model() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
-    let models = std::env::var_os("WAYBILL_MODELS_DIR").map_or_else(|| workspace.join("target/models"), PathBuf::from);
-    let model = models.join("wordllama");
-    assert!(model.is_dir(), "no model in {}: run `cargo xtask fetch-models`", model.display());
-    model
-}
-
-/// A directory for everything, and how to run commands on it.
-struct Place {
-    dir: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("data")
-    }
-
-    async fn up(&self) -> Program {
-        let mut command = waybill(self.dir.path());
-        command.args(["up", "--free-ports", "--data-dir"]).arg(self.data_dir());
-        command.arg("--model-dir").arg(model());
-        let up = Program::spawn(command.into()).unwrap();
-        up.line("Waybill is up", UP_LIMIT).await.unwrap();
-        up
-    }
-
-    /// Runs a client command on what is up.
-    async fn run(&self, args: &[&str]) -> Ran {
-        let mut args: Vec<_> = args.iter().map(|&arg| arg.to_owned()).collect();
-        args.extend(["--data-dir".to_owned(), self.data_dir().display().to_string()]);
-        let home = self.dir.path().to_owned();
-        tokio::task::spawn_blocking(move || run(&home, &args)).await.unwrap()
-    }
-
-    async fn json(&self, args: &[&str]) -> Value {
-        let ran = self.run(&[args, &["--json"]].concat()).await.expect_code(0);
-        serde_json::from_str(&ran.stdout).unwrap()
-    }
-
-    async fn top_hit(&self, question: &str) -> String {
-        let found = self.json(&["search", question]).await;
-        found["hits"][0]["uri"].as_str().unwrap_or_default().to_owned()
-    }
+async fn top_hit(place: &Place, question: &str) -> String {
+    let found = place.json(&["search", question]).await;
+    found["hits"][0]["uri"].as_str().unwrap_or_default().to_owned()
 }
 
 fn documents(dir: &Path) -> PathBuf {
@@ -116,27 +64,29 @@ async fn assert_gone(processes: &[u32]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn documents_are_found_and_stay_found_after_a_kill() {
     let place = Place::new();
-    let docs = documents(place.dir.path());
+    let docs = documents(place.dir());
     let docs = docs.to_str().unwrap();
 
     let mut up = place.up().await;
     let pid = up.pid().unwrap();
     let report = place.json(&["import", docs, "--wait"]).await;
     assert_eq!(report["new"], 4, "{report}");
-    assert_eq!(place.top_hit("where does honey come from?").await, "animals/bee.md");
-    assert_eq!(place.top_hit("baking dough").await, "bread.html");
+    assert_eq!(top_hit(&place, "where does honey come from?").await, "animals/bee.md");
+    assert_eq!(top_hit(&place, "baking dough").await, "bread.html");
 
     let status = place.json(&["status"]).await;
     assert_eq!(status["sinks"][0]["lag_rows"], 0, "{status}");
     let table = place.run(&["status"]).await.expect_code(0);
     assert_has(&table.stdout, &["LAG ROWS", "qdrant"]);
+    let services = fs::read_to_string(place.data_dir().join("endpoints.json")).unwrap();
+    assert_has(&services, &["\"ingestion\"", "\"embedding\"", "\"extraction\"", "\"relay\""]);
     let human = place.run(&["search", "cat"]).await.expect_code(0);
     assert_has(&human.stdout, &["Cats", "animals/cat.md", "bytes"]);
 
     let data_dir = place.data_dir().display().to_string();
     let model = model().display().to_string();
     let args = ["up", "--free-ports", "--data-dir", &data_dir, "--model-dir", &model];
-    let second = run(place.dir.path(), &args).expect_code(1);
+    let second = run(place.dir(), &args).expect_code(1);
     assert_has(&second.stderr, &["in use", &pid.to_string(), &data_dir]);
 
     let children = descendants(pid);
@@ -146,12 +96,12 @@ async fn documents_are_found_and_stay_found_after_a_kill() {
 
     let mut up = place.up().await;
     let children = descendants(up.pid().unwrap());
-    assert_eq!(place.top_hit("where does honey come from?").await, "animals/bee.md");
+    assert_eq!(top_hit(&place, "where does honey come from?").await, "animals/bee.md");
     let again = place.json(&["import", docs, "--wait"]).await;
     assert_eq!((&again["new"], &again["unchanged"]), (&0.into(), &4.into()), "{again}");
     place.run(&["sources", "delete", "animals/bee.md"]).await.expect_code(0);
     eventually("a deleted source is not found", UP_LIMIT, async || {
-        place.top_hit("where does honey come from?").await != "animals/bee.md"
+        top_hit(&place, "where does honey come from?").await != "animals/bee.md"
     })
     .await;
 

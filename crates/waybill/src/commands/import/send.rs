@@ -18,8 +18,8 @@ use super::progress::Progress;
 use super::read::{Document, Item, Outcome};
 use super::report::{Refusal, Report};
 use super::upload;
-use super::window::{Window, may_pass};
-use crate::client::{self, Target};
+use super::window::Window;
+use crate::client::{self, Target, may_pass};
 
 /// Messages handed to the connection ahead of its flow control. Few: the window is what
 /// bounds an import, this only keeps the socket fed.

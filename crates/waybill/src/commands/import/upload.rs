@@ -12,7 +12,7 @@ use waybill_api::ingestion::v1::{PutSourceRequest, PutSourceResponse, UploadSour
 use waybill_domain::Backoff;
 
 use super::read::Document;
-use super::window::may_pass;
+use crate::client::may_pass;
 
 /// Half of what the service takes, so that two parts are on their way at any time.
 const PART_BYTES: usize = 512 * 1024;

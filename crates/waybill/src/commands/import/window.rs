@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::Code;
 use uuid::Uuid;
 use waybill_api::ingestion::v1::{PutSourceRequest, PutSourcesRequest};
 
@@ -156,19 +155,6 @@ impl Window {
             request_id: Uuid::new_v5(&self.run, identity.as_bytes()).to_string(),
         }
     }
-}
-
-/// Says whether a failure may pass by itself.
-pub(super) const fn may_pass(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Unavailable
-            | Code::ResourceExhausted
-            | Code::Aborted
-            | Code::DeadlineExceeded
-            | Code::Cancelled
-            | Code::Unknown
-    )
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ impl Banner<'_> {
         out.line("")?;
         row(out, "ingestion", &self.endpoints.ingestion)?;
         row(out, "search", &self.endpoints.embedding)?;
+        row(out, "extraction", &self.endpoints.extraction)?;
         row(out, "relay", &self.endpoints.relay)?;
         row(out, "data", &self.data_dir.display().to_string())?;
         row(out, "model", self.model)?;
@@ -35,7 +36,7 @@ impl Banner<'_> {
         out.line("  Next, in another terminal:")?;
         out.line("")?;
         let flag = if self.is_default_dir { String::new() } else { format!(" --data-dir {}", self.data_dir.display()) };
-        for command in ["import ./docs", "search \"what do I look for?\"", "status --watch"] {
+        for command in ["import ./docs", "search \"what do I look for?\"", "extract", "facts", "status --watch"] {
             out.line(format_args!("    {}", style(format!("waybill {command}{flag}")).cyan()))?;
         }
         out.line("")?;

@@ -29,13 +29,15 @@ pub(super) struct Stores;
 
 impl Stores {
     pub(super) async fn start(_home: &Home, config: &mut AppConfig) -> anyhow::Result<Self> {
-        let missing: Vec<_> =
-            [("DATABASE_URL", config.database.url.is_empty()), ("QDRANT_URL", config.qdrant.url.is_empty())]
-                .into_iter()
-                .filter_map(|(name, missing)| missing.then_some(name))
-                .collect();
+        let stores = [
+            ("DATABASE_URL", config.database.url.is_empty()),
+            ("REDIS_URL", config.redis.url.is_empty()),
+            ("QDRANT_URL", config.qdrant.url.is_empty()),
+        ];
+        let missing: Vec<_> = stores.into_iter().filter_map(|(name, missing)| missing.then_some(name)).collect();
         if missing.is_empty() {
             steps::note("postgres", &format!("{}, as configured", config.database.url));
+            steps::note("redis", &format!("{}, as configured", config.redis.url));
             steps::note("qdrant", &format!("{}, as configured", config.qdrant.url));
             return Ok(Self);
         }

@@ -213,8 +213,12 @@ impl Running {
             let (config, db, stop) = (Arc::clone(&config), db.clone(), front.shutdown.clone());
             async move { services::relay(&config, db, embedding, ports.relay, stop).await }
         });
+        front.run("extraction", {
+            let (config, db, stop) = (Arc::clone(&config), db.clone(), front.shutdown.clone());
+            async move { services::extraction(&config, db, ports.extraction, stop).await }
+        });
         step("services", "loading the model", async {
-            let urls = [&endpoints.ingestion, &endpoints.embedding, &endpoints.relay];
+            let urls = [&endpoints.ingestion, &endpoints.embedding, &endpoints.extraction, &endpoints.relay];
             let failed = async {
                 tokio::select! {
                     () = front.shutdown.soft().cancelled_owned() => {}

@@ -17,6 +17,7 @@ use crate::exit::Usage;
 pub(super) struct Ports {
     pub(super) ingestion: TcpListener,
     pub(super) embedding: TcpListener,
+    pub(super) extraction: TcpListener,
     pub(super) relay: TcpListener,
 }
 
@@ -26,6 +27,7 @@ impl Ports {
         Ok(Self {
             ingestion: bind(args, Role::Ingestion, args.ingestion_port, "--ingestion-port").await?,
             embedding: bind(args, Role::Search, args.embedding_port, "--embedding-port").await?,
+            extraction: bind(args, Role::Extraction, args.extraction_port, "--extraction-port").await?,
             relay: bind(args, Role::Relay, args.relay_port, "--relay-port").await?,
         })
     }
@@ -36,6 +38,7 @@ impl Ports {
             pid: std::process::id(),
             ingestion: url(&self.ingestion)?,
             embedding: url(&self.embedding)?,
+            extraction: url(&self.extraction)?,
             relay: url(&self.relay)?,
         })
     }

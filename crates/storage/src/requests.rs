@@ -1,0 +1,248 @@
+//! LLM requests: what the relay sends, what a worker does with one, and what Redis has lost.
+
+use serde_json::Value;
+use uuid::Uuid;
+use waybill_domain::{ErrorClass, JobId, ProjectId};
+
+use crate::{Db, Result};
+
+/// A request that Redis should hold a message of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingRequest {
+    /// Its id.
+    pub id: Uuid,
+    /// The tenant.
+    pub project_id: ProjectId,
+    /// What it was made for.
+    pub job_id: JobId,
+    /// `high`, `normal` or `low`.
+    pub priority: String,
+    /// Grows with every change.
+    pub version: i64,
+}
+
+/// What a worker needs to answer a request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenRequest {
+    /// Its id.
+    pub id: Uuid,
+    /// The tenant.
+    pub project_id: ProjectId,
+    /// What it was made for.
+    pub job_id: JobId,
+    /// The chunk to read.
+    pub chunk_id: Uuid,
+    /// The title of the chunk's source.
+    pub title: String,
+    /// Headings above the text, outermost first.
+    pub headings: Vec<String>,
+    /// The text.
+    pub text: String,
+    /// The job's settings, a JSON object.
+    pub settings: Value,
+    /// Calls that failed and count.
+    pub attempts: i32,
+}
+
+/// A request that Redis should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueuedRequest {
+    /// Its id.
+    pub id: Uuid,
+    /// `high`, `normal` or `low`.
+    pub priority: String,
+    /// The message that Redis confirmed.
+    pub stream_id: String,
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// For people; holds no secret.
+    pub message: String,
+    /// What it means for a retry.
+    pub class: ErrorClass,
+    /// The beginning of an answer that could not be used.
+    pub excerpt: Option<String>,
+    /// The model that was asked.
+    pub model: String,
+    /// The prompt that was used.
+    pub prompt_version: String,
+    /// The trace of the call.
+    pub trace_id: Option<String>,
+}
+
+/// Loads those of `ids` that have to be sent. Whatever is finished, cancelled, gone or with
+/// Redis already needs nothing.
+///
+/// # Errors
+/// If the statement fails.
+pub async fn pending(db: &Db, ids: &[Uuid]) -> Result<Vec<PendingRequest>> {
+    let rows = sqlx::query!(
+        "SELECT id, project_id, job_id, priority, version FROM llm_request WHERE id = ANY($1) AND state = 'pending'",
+        ids
+    )
+    .fetch_all(db.pool())
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| PendingRequest {
+            id: row.id,
+            project_id: ProjectId::from_uuid(row.project_id),
+            job_id: JobId::from_uuid(row.job_id),
+            priority: row.priority,
+            version: row.version,
+        })
+        .collect())
+}
+
+/// Marks a request as running and returns what is needed to answer it. `None` if nobody wants
+/// it any more: then its message can go.
+///
+/// A message may be claimed before the relay has recorded that it was sent; and again, by
+/// another worker, after the first has died. Both are fine here.
+///
+/// # Errors
+/// If the statement fails.
+pub async fn open(db: &Db, id: Uuid, stream_id: &str) -> Result<Option<OpenRequest>> {
+    let row = sqlx::query!(
+        "WITH opened AS (
+             UPDATE llm_request SET state = 'running', stream_id = $2, updated_at = now()
+             WHERE id = $1 AND state IN ('pending', 'queued', 'running')
+             RETURNING id, project_id, job_id, chunk_id, attempts)
+         SELECT o.id, o.project_id, o.job_id, o.chunk_id, o.attempts, s.title, c.headings, c.text, j.settings
+         FROM opened o JOIN chunk c ON c.id = o.chunk_id JOIN source s ON s.id = c.source_id JOIN job j ON j.id = o.job_id",
+        id,
+        stream_id
+    )
+    .fetch_optional(db.pool())
+    .await?;
+    Ok(row.map(|row| OpenRequest {
+        id: row.id,
+        project_id: ProjectId::from_uuid(row.project_id),
+        job_id: JobId::from_uuid(row.job_id),
+        chunk_id: row.chunk_id,
+        title: row.title,
+        headings: row.headings,
+        text: row.text,
+        settings: row.settings,
+        attempts: row.attempts,
+    }))
+}
+
+/// Says whether a request is still wanted.
+///
+/// # Errors
+/// If the statement fails.
+pub async fn is_open(db: &Db, id: Uuid) -> Result<bool> {
+    let found = sqlx::query_scalar!(
+        "SELECT id FROM llm_request WHERE id = $1 AND state IN ('pending', 'queued', 'running')",
+        id
+    )
+    .fetch_optional(db.pool())
+    .await?;
+    Ok(found.is_some())
+}
+
+/// Notes a failed call; `counts` says whether it costs an attempt. Returns the attempts so
+/// far, or `None` if the request is no longer open.
+///
+/// # Errors
+/// If the statement fails.
+pub async fn failed(db: &Db, id: Uuid, failure: &Failure, counts: bool) -> Result<Option<i32>> {
+    Ok(sqlx::query_scalar!(
+        "UPDATE llm_request
+         SET attempts = attempts + $4::int, last_error = $2, last_error_class = $3, updated_at = now()
+         WHERE id = $1 AND state = 'running' RETURNING attempts",
+        id,
+        failure.message,
+        failure.class.as_str(),
+        i32::from(counts)
+    )
+    .fetch_optional(db.pool())
+    .await?)
+}
+
+/// Gives a request up: it is dead, and a dead letter says why. Returns whether it was open.
+///
+/// # Errors
+/// If a statement fails; then nothing has changed.
+pub async fn bury(db: &Db, id: Uuid, failure: &Failure) -> Result<bool> {
+    let mut tx = db.pool().begin().await?;
+    let row = sqlx::query!(
+        "UPDATE llm_request
+         SET state = 'dead', last_error = $2, last_error_class = $3, updated_at = now()
+         WHERE id = $1 AND state IN ('pending', 'queued', 'running') RETURNING project_id, attempts, created_at",
+        id,
+        failure.message,
+        failure.class.as_str()
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(row) = row else {
+        return Ok(false);
+    };
+    sqlx::query!(
+        "INSERT INTO dead_letter (request_id, project_id, error, error_class, attempts, excerpt, model, prompt_version, trace_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+         ON CONFLICT (request_id) DO UPDATE
+         SET error = excluded.error, error_class = excluded.error_class, attempts = excluded.attempts,
+             excerpt = excluded.excerpt, model = excluded.model, prompt_version = excluded.prompt_version,
+             trace_id = excluded.trace_id, last_failed_at = now()",
+        id,
+        row.project_id,
+        failure.message,
+        failure.class.as_str(),
+        row.attempts,
+        failure.excerpt,
+        failure.model,
+        failure.prompt_version,
+        failure.trace_id
+    )
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(true)
+}
+
+/// Lists requests that are with Redis since `age_s` seconds or longer, by id, from after `after`.
+///
+/// # Errors
+/// If the statement fails.
+pub async fn with_redis(db: &Db, age_s: f64, after: Uuid, limit: i64) -> Result<Vec<QueuedRequest>> {
+    let rows = sqlx::query!(
+        r#"SELECT id, priority, stream_id AS "stream_id!" FROM llm_request
+           WHERE state IN ('queued', 'running') AND stream_id IS NOT NULL
+             AND updated_at < now() - make_interval(secs => $1) AND id > $2
+           ORDER BY id LIMIT $3"#,
+        age_s,
+        after,
+        limit
+    )
+    .fetch_all(db.pool())
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| QueuedRequest { id: row.id, priority: row.priority, stream_id: row.stream_id })
+        .collect())
+}
+
+/// Puts requests back to pending whose messages Redis has lost: the trigger makes outbox rows
+/// of them. One that got another message or was finished meanwhile is left alone. Returns how many.
+///
+/// # Errors
+/// If the statement fails.
+pub async fn lost(db: &Db, requests: &[QueuedRequest]) -> Result<u64> {
+    let ids: Vec<Uuid> = requests.iter().map(|request| request.id).collect();
+    let streams: Vec<String> = requests.iter().map(|request| request.stream_id.clone()).collect();
+    let done = sqlx::query!(
+        "UPDATE llm_request r SET state = 'pending', stream_id = NULL, updated_at = now()
+         FROM unnest($1::uuid[], $2::text[]) AS l (id, stream_id)
+         WHERE r.id = l.id AND r.stream_id = l.stream_id AND r.state IN ('queued', 'running')",
+        &ids,
+        &streams
+    )
+    .execute(db.pool())
+    .await?;
+    Ok(done.rows_affected())
+}

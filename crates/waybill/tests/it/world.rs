@@ -1,0 +1,203 @@
+//! Every service and every store in a process of its own, to be killed one by one.
+
+use std::{
+    collections::BTreeMap,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use uuid::Uuid;
+use waybill_testkit::{Program, TestDb, TestPostgres, TestRedis, eventually, psql};
+use waybill_vectors::{DEFAULT_ALIAS, QdrantConfig, Vectors};
+
+/// Long enough for a loaded machine; nothing waits for it when all is well.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn models_dir() -> PathBuf {
+    std::env::var_os("WAYBILL_MODELS_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models"), PathBuf::from)
+}
+
+fn binary(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_waybill")).with_file_name(name);
+    assert!(path.exists(), "{name} is not built: run the tests with `cargo xtask test`");
+    path
+}
+
+/// Every part in a process of its own.
+pub(crate) struct World {
+    pub(crate) postgres: TestPostgres,
+    pub(crate) db: TestDb,
+    pub(crate) redis: TestRedis,
+    pub(crate) dir: TempDir,
+    pub(crate) ports: Ports,
+    pub(crate) qdrant: Program,
+    pub(crate) relay: Program,
+    _embedding: Program,
+    _ingestion: Program,
+    pub(crate) vectors: Vectors,
+}
+
+pub(crate) struct Ports {
+    pub(crate) qdrant: u16,
+    pub(crate) ingestion: u16,
+    pub(crate) embedding: u16,
+    pub(crate) relay: u16,
+    pub(crate) extraction: u16,
+}
+
+pub(crate) async fn serve(config: &Path, service: &str) -> Program {
+    let args = ["serve", service, "--config"].map(Into::into).into_iter().chain([config.to_owned()]);
+    let program = Program::start(env!("CARGO_BIN_EXE_waybill"), args, [("WAYBILL_LOG", "info")]).unwrap();
+    program.line("serving", PATIENCE).await.unwrap();
+    program
+}
+
+async fn start_qdrant(dir: &Path, port: u16) -> Program {
+    let args = ["--data-dir".into(), dir.join("qdrant"), "--listen".into(), format!("127.0.0.1:{port}").into()];
+    let program = Program::start(binary("qdrant-local"), args, [("RUST_LOG", "warn")]).unwrap();
+    program.line("127.0.0.1:", PATIENCE).await.unwrap();
+    program
+}
+
+impl World {
+    pub(crate) async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// With more configuration.
+    pub(crate) async fn start_with(more: &str) -> Self {
+        let postgres = TestPostgres::own().await.unwrap();
+        let db = postgres.database().await.unwrap();
+        let redis = TestRedis::own().await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let ports = Ports {
+            qdrant: free_port(),
+            ingestion: free_port(),
+            embedding: free_port(),
+            relay: free_port(),
+            extraction: free_port(),
+        };
+        let model = models_dir().join("wordllama");
+        assert!(model.is_dir(), "{} is missing: run `cargo xtask fetch-models`", model.display());
+        std::fs::write(
+            dir.path().join("waybill.toml"),
+            format!(
+                r#"
+                [database]
+                url = "{}"
+                [redis]
+                url = "{}"
+                [qdrant]
+                url = "http://127.0.0.1:{}"
+                [listen]
+                ingestion = "127.0.0.1:{}"
+                embedding = "127.0.0.1:{}"
+                relay = "127.0.0.1:{}"
+                extraction = "127.0.0.1:{}"
+                [endpoints]
+                embedding = "http://127.0.0.1:{}"
+                [embedding.model]
+                kind = "local"
+                [embedding.model.local]
+                path = "{}"
+                [relay.engine]
+                lease_ms = 3000
+                grace_ms = 500
+                batch_keys_max = 64
+                {more}
+                "#,
+                db.url,
+                redis.url(),
+                ports.qdrant,
+                ports.ingestion,
+                ports.embedding,
+                ports.relay,
+                ports.extraction,
+                ports.embedding,
+                model.display(),
+            ),
+        )
+        .unwrap();
+        let config = dir.path().join("waybill.toml");
+        let qdrant = start_qdrant(dir.path(), ports.qdrant).await;
+        let embedding = serve(&config, "embedding").await;
+        let ingestion = serve(&config, "ingestion").await;
+        let relay = serve(&config, "relay").await;
+        let vectors = Vectors::connect(&QdrantConfig::new(format!("http://127.0.0.1:{}", ports.qdrant))).unwrap();
+        Self { postgres, db, redis, dir, ports, qdrant, relay, _embedding: embedding, _ingestion: ingestion, vectors }
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.dir.path().join("waybill.toml")
+    }
+
+    pub(crate) fn import(&self, folder: &Path) -> Program {
+        let endpoint = format!("http://127.0.0.1:{}", self.ports.ingestion);
+        let args = ["import", folder.to_str().unwrap(), "--project", "p", "--endpoint", &endpoint];
+        Program::start(env!("CARGO_BIN_EXE_waybill"), args, [("NO_COLOR", "1")]).unwrap()
+    }
+
+    pub(crate) async fn confirmed(&self) -> usize {
+        let count = psql(
+            &self.db.url,
+            "COPY (SELECT count(*) FROM index_state WHERE sink = 'qdrant' AND NOT deleted) TO STDOUT",
+        )
+        .await;
+        count.ok().and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+    }
+
+    pub(crate) async fn kill_relay(&mut self) {
+        self.relay.kill9().await.unwrap();
+        self.relay = serve(&self.config(), "relay").await;
+    }
+
+    pub(crate) async fn kill_postgres(&mut self) {
+        self.postgres.server_mut().kill9().unwrap();
+        self.postgres.server_mut().restart().await.unwrap();
+    }
+
+    pub(crate) async fn kill_qdrant(&mut self) {
+        self.qdrant.kill9().await.unwrap();
+        self.qdrant = start_qdrant(self.dir.path(), self.ports.qdrant).await;
+    }
+
+    pub(crate) async fn rows(&self) -> BTreeMap<Uuid, i64> {
+        let mirrored = "COPY (SELECT id, version FROM chunk UNION ALL SELECT id, version FROM extraction
+                              UNION ALL SELECT id, version FROM entity) TO STDOUT";
+        let text = psql(&self.db.url, mirrored).await.unwrap();
+        text.lines()
+            .filter_map(|line| line.split_once('\t'))
+            .map(|(id, version)| (id.parse().unwrap(), version.trim().parse().unwrap()))
+            .collect()
+    }
+
+    pub(crate) async fn points(&self) -> BTreeMap<Uuid, i64> {
+        let mut points = BTreeMap::new();
+        let mut next = None;
+        loop {
+            let Ok(page) = self.vectors.scroll_versions(DEFAULT_ALIAS, None, next, 1_000).await else {
+                return points;
+            };
+            points.extend(page.points);
+            next = page.next;
+            if next.is_none() {
+                return points;
+            }
+        }
+    }
+
+    pub(crate) async fn wait_until_equal(&self) {
+        eventually("Qdrant shows what Postgres says, key by key", PATIENCE, async || {
+            let rows = self.rows().await;
+            self.confirmed().await == rows.len() && self.points().await == rows
+        })
+        .await;
+    }
+}
