@@ -5,9 +5,14 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context as _;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::sh;
+use crate::system;
 use crate::up;
+
+/// Of 100 requests on an idle system, 99 should be with a worker after this.
+const AIM_P99_MS: u32 = 25;
 
 /// What to measure.
 #[derive(Debug, clap::Subcommand)]
@@ -24,14 +29,32 @@ pub(crate) enum BenchCommand {
         #[arg(long, value_name = "URL")]
         qdrant: Option<String>,
     },
+    /// LLM requests from the outbox to Redis, beside their ceiling, and how soon a worker has one
+    Llm {
+        /// Messages in a round
+        #[arg(long, default_value_t = 20_000)]
+        messages: u32,
+        /// Rounds, the relay's and the ceiling's in turn; the median counts
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+        /// Requests whose way to a worker is timed, one after another
+        #[arg(long, default_value_t = 300)]
+        requests: u32,
+    },
 }
 
 /// Runs a measurement and prints what came out.
 ///
 /// # Errors
-/// If something can't be set up, or a point was lost.
+/// If something can't be set up, or a point or a message was lost.
 pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
-    let BenchCommand::Relay { points, rounds, qdrant } = command;
+    match command {
+        BenchCommand::Relay { points, rounds, qdrant } => relay(*points, *rounds, qdrant.as_deref()),
+        BenchCommand::Llm { messages, rounds, requests } => llm(*messages, *rounds, *requests),
+    }
+}
+
+fn relay(points: u32, rounds: u32, qdrant: Option<&str>) -> anyhow::Result<()> {
     let model_dir = up::prepare(up::DEFAULT_MODEL)?;
     up::build(&["waybill", "waybill-bench", "waybill-qdrant-local"])?;
 
@@ -40,15 +63,32 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
     bench
         .args(["relay", "--points", &points.to_string(), "--rounds", &rounds.to_string()])
         .arg("--model-dir")
-        .arg(model_dir)
-        .stderr(Stdio::inherit());
+        .arg(model_dir);
     if let Some(url) = qdrant {
         bench.args(["--qdrant", url]);
     }
-    let output = bench.output().context("start waybill-bench")?;
-    let result: RelayResult = serde_json::from_slice(&output.stdout)
-        .with_context(|| format!("waybill-bench relay ended with {}", output.status))?;
-    sh::print(&report(&result))
+    sh::print(&report(&measure(&mut bench)?))
+}
+
+fn llm(messages: u32, rounds: u32, requests: u32) -> anyhow::Result<()> {
+    sh::step("looking for PostgreSQL and Redis (installed if missing: a minute or two)");
+    system::ensure_postgres()?;
+    system::ensure_redis()?;
+    up::build(&["waybill", "waybill-bench"])?;
+
+    sh::step(&format!(
+        "timing {requests} requests, then delivering {messages} messages {rounds} times, and sending them straight (1 to 3 minutes)"
+    ));
+    let mut bench = Command::new(up::program("waybill-bench"));
+    bench.args(["llm", "--messages", &messages.to_string(), "--rounds", &rounds.to_string()]);
+    bench.args(["--requests", &requests.to_string()]);
+    sh::print(&llm_report(&measure(&mut bench)?))
+}
+
+/// Runs `waybill-bench` and reads what it prints; what it says meanwhile goes to the terminal.
+fn measure<T: DeserializeOwned>(bench: &mut Command) -> anyhow::Result<T> {
+    let output = bench.stderr(Stdio::inherit()).output().context("start waybill-bench")?;
+    serde_json::from_slice(&output.stdout).with_context(|| format!("waybill-bench ended with {}", output.status))
 }
 
 /// What `waybill-bench relay` prints.
@@ -93,6 +133,58 @@ fn report(result: &RelayResult) -> String {
     text
 }
 
+/// What `waybill-bench llm` prints.
+#[derive(Debug, Deserialize)]
+struct LlmResult {
+    messages: u64,
+    relay: Vec<f64>,
+    relay_median: f64,
+    ceilings: Vec<LlmCeiling>,
+    ceiling: f64,
+    ratio: f64,
+    latency: Latency,
+}
+
+#[derive(Debug, Deserialize)]
+struct LlmCeiling {
+    connections: u64,
+    median: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Latency {
+    requests: u64,
+    p50_ms: f64,
+    p99_ms: f64,
+    max_ms: f64,
+}
+
+fn llm_report(result: &LlmResult) -> String {
+    let mut text = format!("\n{} messages a round, {} rounds; messages/s\n\n", result.messages, result.relay.len());
+    for LlmCeiling { connections, median } in &result.ceilings {
+        // Writing to a string can't fail.
+        let _ = writeln!(text, "straight by XADD, connections: {connections:<3} {median:>9.0}");
+    }
+    let rounds: Vec<_> = result.relay.iter().map(|rate| format!("{rate:.0}")).collect();
+    let _ = write!(
+        text,
+        "ceiling (the best of these)         {:>9.0}\nrelay, median of {:<18} {:>9.0}\nratio                               {:>9.2}\n",
+        result.ceiling,
+        rounds.join(" "),
+        result.relay_median,
+        result.ratio
+    );
+    let Latency { requests, p50_ms, p99_ms, max_ms } = &result.latency;
+    let _ = write!(
+        text,
+        "\n{requests} single requests, from commit to claim; ms\n\n\
+         p50                                 {p50_ms:>9.1}\n\
+         longest                             {max_ms:>9.1}\n\
+         p99                                 {p99_ms:>9.1} (aim: under {AIM_P99_MS})\n",
+    );
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,5 +197,18 @@ mod tests {
         )
         .unwrap();
         assert!(report(&result).trim_end().ends_with("0.90 (aim: 0.80)"));
+    }
+
+    #[test]
+    fn the_report_of_the_queue_ends_with_the_latency() {
+        let result: LlmResult = serde_json::from_str(
+            r#"{"messages":10,"relay":[8.0,9.0],"relay_median":9.0,"ceiling":10.0,"ratio":0.9,
+                "ceilings":[{"connections":2,"median":10.0}],
+                "latency":{"requests":300,"p50_ms":4.0,"p99_ms":9.2,"max_ms":12.0}}"#,
+        )
+        .unwrap();
+        let text = llm_report(&result);
+        assert!(text.contains(" 0.90\n"), "{text}");
+        assert!(text.trim_end().ends_with("9.2 (aim: under 25)"), "{text}");
     }
 }

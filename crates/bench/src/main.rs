@@ -1,11 +1,13 @@
-//! Measurements: how fast the relay is beside its ceiling, what embedding costs alone, and
-//! how often a search finds the page that answers a question.
+//! Measurements: how fast the relay is beside its ceilings, how soon a worker has a request,
+//! what embedding costs alone, and how often a search finds the page that answers a question.
 //!
 //! `cargo xtask` builds it in release and calls it; results go to stdout as JSON.
 
 mod embed_only;
 mod eval;
+mod llm;
 mod relay;
+mod servers;
 
 use std::io::{self, Write as _};
 
@@ -24,6 +26,8 @@ struct Cli {
 enum Command {
     /// Delivers points from the outbox to Qdrant, beside sending the same points straight
     Relay(relay::RelayArgs),
+    /// Delivers LLM requests from the outbox to Redis, beside sending the same messages straight
+    Llm(llm::LlmArgs),
     /// Embeds the chunks of a stopped `waybill up` and does nothing else
     EmbedOnly(embed_only::EmbedOnlyArgs),
     /// Asks a running search service the questions of a set
@@ -34,6 +38,7 @@ enum Command {
 async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Relay(args) => print(&Box::pin(relay::run(&args)).await?),
+        Command::Llm(args) => print(&Box::pin(llm::run(&args)).await?),
         Command::EmbedOnly(args) => print(&Box::pin(embed_only::run(&args)).await?),
         Command::Eval(args) => print(&eval::run(&args).await?),
     }

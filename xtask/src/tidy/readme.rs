@@ -5,7 +5,7 @@ use clap::CommandFactory as _;
 use super::{Finding, TextFile};
 
 /// Where the subcommands of the binary are declared.
-const WAYBILL_CLI: &str = "crates/waybill/src/cli.rs";
+const WAYBILL_CLI: &str = "crates/waybill/src/cli/mod.rs";
 
 /// Checks the documents.
 pub(crate) fn check(files: &[TextFile]) -> Vec<Finding> {

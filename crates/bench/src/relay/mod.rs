@@ -9,7 +9,7 @@
 //! depends on what it holds.
 
 mod ceiling;
-mod rows;
+pub(crate) mod rows;
 mod stage;
 
 use std::path::PathBuf;

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use uuid::Uuid;
-use waybill_domain::{ChunkId, ContentHash, SourceId, TextHash};
+use waybill_domain::{ChunkId, ContentHash, ProjectId, SourceId, TextHash};
 use waybill_storage::OUTBOX_CHANNEL;
 
 /// Words of a text: about the size of a real chunk, 150 tokens.
@@ -78,11 +78,12 @@ impl Xorshift {
 
 /// Ranks are written with these, as numbers are with digits.
 const SYLLABLES: [&str; 20] = [
-    "ba", "ko", "mi", "ru", "te", "la", "no", "si", "du", "ve", "pa", "go", "fi", "tu", "re", "za", "lo", "ni", "cu", "he",
+    "ba", "ko", "mi", "ru", "te", "la", "no", "si", "du", "ve", "pa", "go", "fi", "tu", "re", "za", "lo", "ni", "cu",
+    "he",
 ];
 
 /// Chunks that are new, with texts that are known.
-pub(super) struct Round<'a> {
+pub(crate) struct Round<'a> {
     project: Uuid,
     source: SourceId,
     uri: String,
@@ -91,7 +92,7 @@ pub(super) struct Round<'a> {
 
 impl<'a> Round<'a> {
     /// Makes the round of this number.
-    pub(super) fn new(number: usize, texts: &'a [String]) -> Self {
+    pub(crate) fn new(number: usize, texts: &'a [String]) -> Self {
         let uri = format!("bench/{number}");
         let project = Uuid::new_v5(&Uuid::NAMESPACE_OID, b"waybill-bench");
         let source = SourceId::from_uuid(Uuid::new_v5(&project, uri.as_bytes()));
@@ -103,8 +104,18 @@ impl<'a> Round<'a> {
         self.texts.len()
     }
 
+    /// Returns the project that the source belongs to.
+    pub(crate) fn project(&self) -> ProjectId {
+        ProjectId::from_uuid(self.project)
+    }
+
+    /// Returns the uri of the source.
+    pub(crate) fn uri(&self) -> &str {
+        &self.uri
+    }
+
     /// Returns the source that the chunks belong to.
-    pub(super) fn source(&self) -> SourceId {
+    pub(crate) fn source(&self) -> SourceId {
         self.source
     }
 
@@ -118,7 +129,7 @@ impl<'a> Round<'a> {
     }
 
     /// Writes SQL that inserts the source and its chunks.
-    pub(super) fn write_sql(&self, path: &Path) -> anyhow::Result<()> {
+    pub(crate) fn write_sql(&self, path: &Path) -> anyhow::Result<()> {
         let (project, source, uri) = (self.project, self.source, &self.uri);
         let mut sql = format!(
             "INSERT INTO project (id, name) VALUES ('{project}', 'bench') ON CONFLICT DO NOTHING;

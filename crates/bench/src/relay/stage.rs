@@ -14,17 +14,12 @@ use waybill_api::embedding::v1::embedding_service_client::EmbeddingServiceClient
 use waybill_api::embedding::v1::{EmbedRequest, ListModelsRequest, Purpose};
 use waybill_domain::{Kind, SinkName, TextHash};
 use waybill_runtime::grpc;
-use waybill_storage::{Db, DbConfig, cache, settle};
+use waybill_storage::{Db, cache, settle};
 use waybill_testkit::{Program, Signal, TestDb, TestPostgres, eventually, psql, psql_file};
 use waybill_vectors::CollectionSpec;
 
 use super::rows::{Round, Xorshift};
-
-/// Starting takes seconds: Postgres is made anew, and a model is loaded.
-const START: Duration = Duration::from_secs(120);
-
-/// Stopping finishes what is in flight.
-const STOP: Duration = Duration::from_secs(60);
+use crate::servers::{START, STOP, connect, sibling};
 
 /// Longer than any round that is worth looking at.
 const DELIVERY: Duration = Duration::from_secs(600);
@@ -93,12 +88,7 @@ impl Stage {
         let models = embedding.list_models(ListModelsRequest {}).await?.into_inner().models;
         let model = models.into_iter().find(|model| model.default).context("no default model")?;
         let dimensions = usize::try_from(model.dimensions)?;
-        let pool = Db::connect(&DbConfig {
-            url: db.url.clone(),
-            max_connections: 4,
-            acquire_timeout: START,
-            application_name: "waybill-bench".to_owned(),
-        })?;
+        let pool = connect(&db)?;
         Ok(Self {
             waybill,
             qdrant,
@@ -229,13 +219,6 @@ async fn start_qdrant(data_dir: &Path) -> anyhow::Result<(Program, String)> {
     eventually("qdrant-local listens", START, async || address().is_some()).await;
     let address = address().context("qdrant-local has not said where it listens")?;
     Ok((program, format!("http://{address}")))
-}
-
-/// Returns the path of a program that was built along with this one.
-fn sibling(name: &str) -> anyhow::Result<PathBuf> {
-    let path = std::env::current_exe().context("find this program")?.with_file_name(name);
-    ensure!(path.is_file(), "{} is missing: cargo build --release --bin {name}", path.display());
-    Ok(path)
 }
 
 /// Makes a vector of length 1 from the text's hash, little-endian.
