@@ -85,6 +85,28 @@ CREATE TRIGGER llm_request_outbox_update AFTER UPDATE ON llm_request
 CREATE TRIGGER llm_request_outbox_truncate BEFORE TRUNCATE ON llm_request
     FOR EACH STATEMENT EXECUTE FUNCTION outbox_capture('llm_request', 'llm');
 
+-- New chunks are read by themselves where the project names a job for it
+-- (settings.extraction.job_id), in the transaction that makes them, whoever makes them.
+CREATE FUNCTION request_extraction() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    -- Who names such a job locks the project for update: either it sees these chunks, or this
+    -- sees the job.
+    PERFORM FROM project p WHERE p.id IN (SELECT project_id FROM new_rows) ORDER BY p.id FOR KEY SHARE;
+    INSERT INTO llm_request (id, project_id, chunk_id, job_id, priority)
+    SELECT derived_id(j.id, n.id::text), n.project_id, n.id, j.id, coalesce(j.settings ->> 'priority', 'normal')
+    FROM new_rows n
+    JOIN project p ON p.id = n.project_id
+    JOIN job j ON j.id = (p.settings -> 'extraction' ->> 'job_id')::uuid AND j.cancelled_at IS NULL
+    JOIN source s ON s.id = n.source_id AND starts_with(s.uri, coalesce(p.settings -> 'extraction' ->> 'uri_prefix', ''))
+    ON CONFLICT (id) DO NOTHING;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER chunk_request_extraction AFTER INSERT ON chunk
+    REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION request_extraction();
+
 -- A fact that a model read in a chunk, with the words it rests on.
 CREATE TABLE extraction (
     -- Derived from chunk, type and normalised statement.

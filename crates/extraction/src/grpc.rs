@@ -119,6 +119,7 @@ impl ExtractionService for Grpc {
             uri_prefix: request.uri_prefix,
             priority: priority.to_owned(),
             settings: serde_json::to_value(&settings).map_err(status::internal)?,
+            follow: request.follow,
         };
         jobs::start(&self.db, &job, outbox_headers().as_deref()).await.map_err(|error| storage(&error))?;
         self.bell.ring();

@@ -5,10 +5,12 @@
 
 use std::{
     collections::HashMap,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
+use futures::FutureExt;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
@@ -285,7 +287,11 @@ impl Work {
             }
             let begun = Instant::now();
             let call = CallGuard(&self.governor, false);
-            let result = self.provider.llm.extract(&task).await;
+            // A panic over one passage must not end the worker, nor go around for ever.
+            let Ok(result) = AssertUnwindSafe(self.provider.llm.extract(&task)).catch_unwind().await else {
+                tracing::error!(request = %id, "the provider panicked");
+                return self.give_up(id, &self.refused("the provider panicked".to_owned()), soft).await;
+            };
             call.ended(begun.elapsed(), &result);
             match result {
                 Ok(answer) => return self.store(id, &answer, soft).await,

@@ -19,6 +19,9 @@ pub struct NewJob {
     pub priority: String,
     /// The settings of the extraction, a JSON object.
     pub settings: Value,
+    /// Whether chunks that come later are read too, until the job is cancelled or another
+    /// one of the project follows.
+    pub follow: bool,
 }
 
 /// How many requests of a job are where.
@@ -94,6 +97,13 @@ impl JobCounts {
 /// If Postgres is away or a statement fails; then there is no job.
 pub async fn start(db: &Db, job: &NewJob, headers: Option<&str>) -> Result<bool> {
     let mut tx = begin(db, headers).await?;
+    if job.follow {
+        // Writers of chunks share this lock: what they have not committed yet is waited for,
+        // and read below; what they write afterwards makes its requests itself.
+        sqlx::query!("SELECT id FROM project WHERE id = $1 FOR UPDATE", job.project_id.as_uuid())
+            .fetch_optional(&mut *tx)
+            .await?;
+    }
     let made = sqlx::query!(
         "INSERT INTO job (id, project_id, settings) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING",
         job.id.as_uuid(),
@@ -118,6 +128,19 @@ pub async fn start(db: &Db, job: &NewJob, headers: Option<&str>) -> Result<bool>
         )
         .execute(&mut *tx)
         .await?;
+        if job.follow {
+            sqlx::query!(
+                "UPDATE project
+                 SET settings = settings || jsonb_build_object(
+                     'extraction', jsonb_build_object('job_id', $2::uuid, 'uri_prefix', $3::text))
+                 WHERE id = $1",
+                job.project_id.as_uuid(),
+                job.id.as_uuid(),
+                job.uri_prefix
+            )
+            .execute(&mut *tx)
+            .await?;
+        }
     }
     tx.commit().await?;
     Ok(made == 1)

@@ -127,6 +127,7 @@ impl Stage {
     pub(super) fn job_of_one_chunk(&self) -> NewJob {
         let source = self.chunks.single();
         NewJob {
+            follow: false,
             id: JobId::generate(),
             project_id: source.project(),
             uri_prefix: source.uri().to_owned(),

@@ -1,4 +1,7 @@
+use std::time::Duration;
+
 use serde_json::json;
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 use waybill_domain::{ErrorClass, JobId, JobState, Kind, ProjectId};
 use waybill_storage::{
@@ -8,6 +11,7 @@ use waybill_storage::{
     points,
     requests::{self, Failure, QueuedRequest},
 };
+use waybill_testkit::eventually;
 
 use crate::support::{Fixture, source};
 
@@ -21,15 +25,19 @@ async fn started(passages: &[&str]) -> (Fixture, JobId) {
     (t, id)
 }
 
-async fn start(t: &Fixture, id: JobId, uri_prefix: &str) -> bool {
-    let job = NewJob {
+fn job(t: &Fixture, id: JobId, uri_prefix: &str) -> NewJob {
+    NewJob {
         id,
         project_id: t.project,
         uri_prefix: uri_prefix.to_owned(),
         priority: "normal".to_owned(),
-        settings: json!({"enabled": true}),
-    };
-    jobs::start(&t.db, &job, None).await.unwrap()
+        settings: json!({"enabled": true, "priority": "low"}),
+        follow: false,
+    }
+}
+
+async fn start(t: &Fixture, id: JobId, uri_prefix: &str) -> bool {
+    jobs::start(&t.db, &job(t, id, uri_prefix), None).await.unwrap()
 }
 
 async fn request(t: &Fixture) -> Uuid {
@@ -266,4 +274,46 @@ async fn a_rejected_fact_goes_with_entities_that_nothing_else_mentions() {
     assert_eq!(t.outbox_keys().await.len(), 2, "a fact and an entity");
     let ada = extractions::list_entities(&t.db, t.project, "ada", Uuid::nil(), 1).await.unwrap().remove(0);
     assert_eq!(extractions::entity(&t.db, t.project, ada.id).await.unwrap(), Some(ada));
+}
+
+#[tokio::test]
+async fn a_job_that_follows_reads_what_comes_later_until_it_is_cancelled() {
+    let t = Fixture::new().await;
+    t.put(source(t.project, "docs/a", &["one"])).await;
+    let id = JobId::generate();
+    assert!(jobs::start(&t.db, &NewJob { follow: true, ..job(&t, id, "docs/") }, None).await.unwrap());
+    t.put(source(t.project, "docs/a", &["one", "two"])).await;
+    t.put(source(t.project, "other/b", &["three"])).await;
+    let texts = "SELECT c.text, r.priority FROM llm_request r JOIN chunk c ON c.id = r.chunk_id ORDER BY 1";
+    assert_eq!(t.sql(texts).await, "one|normal\ntwo|low", "the job's own priority is that of what follows");
+    assert_eq!(jobs::get(&t.db, id).await.unwrap().unwrap().counts.open(), 2);
+    assert!(jobs::cancel(&t.db, id).await.unwrap());
+    t.put(source(t.project, "docs/a", &["one", "two", "four"])).await;
+    assert_eq!(t.number("SELECT count(*) FROM llm_request").await, 2);
+}
+
+#[tokio::test]
+async fn a_chunk_that_is_being_written_when_a_job_begins_to_follow_is_read() {
+    let t = Fixture::new().await;
+    t.put(source(t.project, "docs/a", &["one"])).await;
+    let mut writer = PgConnection::connect(&t.database.url).await.unwrap();
+    let mut open = writer.begin().await.unwrap();
+    sqlx::query(
+        "INSERT INTO chunk (id, project_id, source_id, ordinal, text, text_hash, start_byte, end_byte, token_count)
+         SELECT gen_random_uuid(), project_id, id, 1, 'two', sha256('two'), 0, 3, 1 FROM source",
+    )
+    .execute(&mut *open)
+    .await
+    .unwrap();
+    let id = JobId::generate();
+    let start = tokio::spawn({
+        let (db, job) = (t.db.clone(), NewJob { follow: true, ..job(&t, id, "") });
+        async move { jobs::start(&db, &job, None).await }
+    });
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%FOR UPDATE%'";
+    eventually("the start waits for the writer", Duration::from_secs(20), async || t.number(waiting).await == 1).await;
+    open.commit().await.unwrap();
+    assert!(start.await.unwrap().unwrap());
+    assert_eq!(t.number("SELECT count(*) FROM llm_request").await, 2);
 }

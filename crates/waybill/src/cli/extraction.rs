@@ -12,6 +12,7 @@ Examples:
   waybill extract --prefix contracts/ --type obligation --type deadline
   waybill extract --instructions \"Who owes whom what, and until when?\"
   waybill extract --priority low --no-wait
+  waybill extract --follow          and read all that is imported from now on
 
 The default provider, `rules`, is not a language model: it picks sentences by counting
 words, as facts of the type \"statement\", and takes no notice of --instructions. It is for
@@ -40,6 +41,9 @@ pub(crate) struct ExtractArgs {
     /// Which jobs the workers take first
     #[arg(long, value_enum, default_value_t = Priority::Normal)]
     pub(crate) priority: Priority,
+    /// Read passages that are imported later too, until the job is cancelled
+    #[arg(long)]
+    pub(crate) follow: bool,
     /// Start the job and leave it to itself
     #[arg(long)]
     pub(crate) no_wait: bool,

@@ -86,6 +86,7 @@ fn request(args: &ExtractArgs) -> StartExtractionRequest {
     };
     StartExtractionRequest {
         project: args.project.project.clone(),
+        follow: args.follow,
         uri_prefix: args.prefix.clone().unwrap_or_default(),
         settings: Some(settings),
         priority: priority(args.priority).into(),
