@@ -148,9 +148,12 @@ CREATE TABLE entity (
     -- Every spelling that was met, in the order of their bytes.
     aliases     text[]      NOT NULL,
     version     bigint      NOT NULL DEFAULT 0,
-    created_at  timestamptz NOT NULL DEFAULT now(),
-    UNIQUE (project_id, type, canonical)
+    created_at  timestamptz NOT NULL DEFAULT now()
 );
+
+-- Not unique: the id, which is derived from these, is. Two workers that make the same entity at
+-- once meet there, and ON CONFLICT knows of one index only.
+CREATE INDEX entity_canonical ON entity (project_id, canonical);
 
 CREATE TRIGGER entity_version BEFORE INSERT OR UPDATE ON entity
     FOR EACH ROW EXECUTE FUNCTION set_row_version();
