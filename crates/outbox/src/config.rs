@@ -1,6 +1,9 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use waybill_domain::Backoff;
+
+use crate::breaker::Breaker;
 
 /// How a relay reads, delivers and holds its lanes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,8 +43,19 @@ pub struct EngineConfig {
     pub retry_base_ms: u64,
     /// The longest wait of a sink that is down.
     pub retry_max_ms: u64,
-    /// The longest wait of a key that is refused by itself.
+    /// Failures in a row after which a sink is left alone.
+    pub breaker_failures: u32,
+    /// How long it is left alone, unless a probe finds it well before. Probes are
+    /// `retry_max_ms` apart.
+    pub breaker_open_ms: u64,
+    /// How long a probe may take.
+    pub probe_timeout_ms: u64,
+    /// The first wait of a key that is refused by itself.
+    pub key_retry_base_ms: u64,
+    /// The longest.
     pub key_retry_max_ms: u64,
+    /// Failed deliveries after which a key is given up: it is then a dead letter.
+    pub attempts_max: u32,
 }
 
 impl Default for EngineConfig {
@@ -63,7 +77,12 @@ impl Default for EngineConfig {
             tombstone_retention_s: 86_400,
             retry_base_ms: 100,
             retry_max_ms: 5_000,
+            breaker_failures: 5,
+            breaker_open_ms: 60_000,
+            probe_timeout_ms: 10_000,
+            key_retry_base_ms: 1_000,
             key_retry_max_ms: 300_000,
+            attempts_max: 10,
         }
     }
 }
@@ -95,7 +114,24 @@ impl EngineConfig {
         at_least("cursor_write_ms", self.cursor_write_ms, 1)?;
         at_least("retry_base_ms", self.retry_base_ms, 1)?;
         at_least("retry_max_ms", self.retry_max_ms, self.retry_base_ms)?;
-        at_least("key_retry_max_ms", self.key_retry_max_ms, self.retry_base_ms)
+        at_least("breaker_failures", self.breaker_failures.into(), 1)?;
+        at_least("breaker_open_ms", self.breaker_open_ms, self.retry_max_ms)?;
+        at_least("probe_timeout_ms", self.probe_timeout_ms, 100)?;
+        at_least("key_retry_base_ms", self.key_retry_base_ms, 1)?;
+        at_least("key_retry_max_ms", self.key_retry_max_ms, self.key_retry_base_ms)?;
+        at_least("attempts_max", self.attempts_max.into(), 1)
+    }
+
+    pub(crate) const fn backoff(&self) -> Backoff {
+        Backoff { base: Duration::from_millis(self.retry_base_ms), max: Duration::from_millis(self.retry_max_ms) }
+    }
+
+    pub(crate) fn breaker(&self) -> Breaker {
+        Breaker::new(self.breaker_failures, Duration::from_millis(self.breaker_open_ms), self.backoff())
+    }
+
+    pub(crate) const fn probe_timeout(&self) -> Duration {
+        Duration::from_millis(self.probe_timeout_ms)
     }
 
     pub(crate) const fn term(&self) -> Duration {

@@ -1,58 +1,114 @@
 //! One delivery, from the keys to what the sink said of each.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use waybill_domain::ErrorClass;
-use waybill_storage::{lease::LaneLease, settle::Confirmed};
+use waybill_storage::{
+    lease::LaneLease,
+    settle::{Confirmed, Refused},
+};
 
 use crate::{
     DeliveryError, Key, Permit, Sink,
     core::{Batch, Ticket},
 };
 
+/// How old a sign of life may be that makes a failure the keys' own.
+const SIGN_OF_LIFE_MAX_AGE: Duration = Duration::from_secs(1);
+
+/// When the sink last did what it was asked. Shared by an engine's deliveries.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Vitals(Arc<Mutex<Option<Instant>>>);
+
+impl Vitals {
+    pub(crate) fn seen(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn are_fresh(&self) -> bool {
+        let seen = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.is_some_and(|seen| seen.elapsed() < SIGN_OF_LIFE_MAX_AGE)
+    }
+}
+
 /// A delivery that has ended.
 #[derive(Debug)]
 pub(crate) struct Delivered {
     pub(crate) batch: Batch,
-    /// Each key of the batch is in one part.
-    pub(crate) parts: Vec<Part>,
-    pub(crate) elapsed: Duration,
+    pub(crate) outcome: Outcome,
+    pub(crate) began: Instant,
 }
 
 #[derive(Debug)]
-pub(crate) struct Part {
-    pub(crate) keys: Vec<Key>,
-    pub(crate) outcome: Result<Vec<Confirmed>, DeliveryError>,
+pub(crate) enum Outcome {
+    /// The sink shows each key as it is.
+    Confirmed(Vec<Confirmed>),
+    /// The sink works, and doesn't take what is in this batch.
+    Refused(DeliveryError),
+    /// Nothing can be said of the keys: the sink is down or busy, or the lane was lost.
+    Undecided(DeliveryError),
 }
 
-/// A part that was confirmed and is to be settled.
+/// What is to be settled of a delivery.
 #[derive(Debug)]
 pub(crate) struct ToSettle {
     pub(crate) ticket: Ticket,
     /// The lanes as they were held when the delivery began.
     pub(crate) leases: Vec<LaneLease>,
     pub(crate) keys: Vec<Key>,
-    pub(crate) confirmed: Vec<Confirmed>,
+    pub(crate) verdict: Verdict,
 }
 
-/// Delivers a batch. One that is refused for good is split until the keys at fault are alone,
-/// so that they hold up no other.
-pub(crate) async fn deliver(sink: Arc<dyn Sink>, batch: Batch, permit: Permit) -> Delivered {
-    let start = Instant::now();
-    let mut parts = Vec::new();
-    let mut left = vec![batch.keys.clone()];
-    while let Some(mut keys) = left.pop() {
-        let outcome = sink.deliver(&keys, &permit).await.and_then(|confirmed| complete(&keys, confirmed));
-        match outcome {
-            Err(error) if error.class == ErrorClass::Permanent && keys.len() > 1 => {
-                left.push(keys.split_off(keys.len() / 2));
-                left.push(keys);
-            }
-            outcome => parts.push(Part { keys, outcome }),
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    Confirmed(Vec<Confirmed>),
+    /// The one key was refused; when it is tried again, if ever.
+    Refused(Refused, Option<Duration>),
+}
+
+/// Delivers a batch. When that fails, the sink is asked whether it works at all: only then
+/// is the failure the keys' own.
+pub(crate) async fn deliver(
+    sink: Arc<dyn Sink>,
+    batch: Batch,
+    permit: Permit,
+    vitals: Vitals,
+    probe_timeout: Duration,
+) -> Delivered {
+    let began = Instant::now();
+    let outcome = match sink.deliver(&batch.keys, &permit).await.and_then(|answer| complete(&batch.keys, answer)) {
+        Ok(confirmed) => {
+            vitals.seen();
+            Outcome::Confirmed(confirmed)
         }
+        Err(error) if error.lane_lost || error.class == ErrorClass::Throttled => Outcome::Undecided(error),
+        // A refusal for good gives the key up at once, so for that no older sign of life will do:
+        // the sink may have begun to refuse everybody.
+        Err(error) if error.class != ErrorClass::Permanent && vitals.are_fresh() => Outcome::Refused(error),
+        Err(error) => match probe(&*sink, probe_timeout).await {
+            Ok(()) => {
+                vitals.seen();
+                Outcome::Refused(error)
+            }
+            Err(down) => {
+                tracing::debug!(sink = %sink.name(), %down, "the sink fails its probe, too");
+                Outcome::Undecided(error)
+            }
+        },
+    };
+    Delivered { batch, outcome, began }
+}
+
+/// Asks the sink whether it works.
+pub(crate) async fn probe(sink: &dyn Sink, longest: Duration) -> Result<(), DeliveryError> {
+    match timeout(longest, sink.probe()).await {
+        Ok(answer) => answer,
+        Err(_) => Err(DeliveryError::new(ErrorClass::Unknown, format!("no answer to a probe within {longest:?}"))),
     }
-    Delivered { batch, parts, elapsed: start.elapsed() }
 }
 
 /// Refuses an answer that leaves a key out: it would be taken for settled.

@@ -3,6 +3,7 @@
 //! [`core`] holds the protocol itself, without IO. [`Engine`] runs it for one [`Sink`]
 //! against Postgres, beside the engines of other relays.
 
+mod breaker;
 mod config;
 pub mod core;
 mod delivery;
@@ -14,6 +15,7 @@ mod trim;
 mod wake;
 
 pub use crate::core::Key;
+pub use breaker::BreakerState;
 pub use config::EngineConfig;
 pub use engine::Engine;
 pub use sink::{DeliveryError, Permit, Sink};

@@ -52,8 +52,8 @@ pub(crate) async fn read_step(
 
 async fn ask(reader: &mut OutboxReader, sink: SinkName, step: Step) -> Result<Answer> {
     match step {
-        Step::Tail => Ok(Answer::Tail(reader.tail().await?)),
-        Step::Fence => Ok(Answer::Fence(reader.fence().await?)),
+        Step::Tail => Ok(Answer::Tail(reader.tail(sink).await?)),
+        Step::Fence => Ok(Answer::Fence(reader.fence(sink).await?)),
         Step::Read(plan, limit) => {
             // Counting costs no transfer: most of the time nothing was missed.
             if let PlanKind::Recheck { seen: Some(seen) } = plan.kind

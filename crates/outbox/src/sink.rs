@@ -26,6 +26,13 @@ pub trait Sink: Send + Sync + 'static {
     /// # Errors
     /// If not every key was confirmed. Those that were are delivered again: harmless.
     async fn deliver(&self, keys: &[Key], permit: &Permit) -> Result<Vec<Confirmed>, DeliveryError>;
+
+    /// Finds out whether the store, and whatever else a delivery needs, works at all. Asked
+    /// after a failure: if it works, the keys are at fault.
+    ///
+    /// # Errors
+    /// If it doesn't.
+    async fn probe(&self) -> Result<(), DeliveryError>;
 }
 
 /// Why a delivery was not confirmed.

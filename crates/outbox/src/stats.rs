@@ -6,6 +6,8 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::BreakerState;
+
 /// Rates are averaged over this span.
 const WINDOW: Duration = Duration::from_secs(10);
 
@@ -17,6 +19,9 @@ pub struct Stats(Arc<Mutex<Inner>>);
 struct Inner {
     confirmed_total: u64,
     in_flight: usize,
+    delayed: usize,
+    breaker: BreakerState,
+    is_paused: bool,
     last_error: String,
     /// Confirmations of the last [`WINDOW`], in steps of a second at the most.
     recent: VecDeque<(Instant, u64)>,
@@ -31,6 +36,12 @@ pub struct StatsReading {
     pub confirmed_per_second: f64,
     /// Keys being delivered.
     pub in_flight: usize,
+    /// Keys that were refused and wait for another try, as far as this engine remembers them.
+    pub delayed: usize,
+    /// Whether the sink is tried.
+    pub breaker: BreakerState,
+    /// Whether an operator has stopped the sink.
+    pub is_paused: bool,
     /// The last error, empty after a success.
     pub last_error: String,
 }
@@ -51,6 +62,9 @@ impl Stats {
             confirmed_total: inner.confirmed_total,
             confirmed_per_second: recent as f64 / WINDOW.as_secs_f64(),
             in_flight: inner.in_flight,
+            delayed: inner.delayed,
+            breaker: inner.breaker,
+            is_paused: inner.is_paused,
             last_error: inner.last_error.clone(),
         }
     }
@@ -68,8 +82,9 @@ impl Stats {
         inner.forget_old();
     }
 
-    pub(crate) fn in_flight(&self, keys: usize) {
-        self.lock().in_flight = keys;
+    pub(crate) fn observe(&self, in_flight: usize, delayed: usize, breaker: BreakerState, is_paused: bool) {
+        let mut inner = self.lock();
+        (inner.in_flight, inner.delayed, inner.breaker, inner.is_paused) = (in_flight, delayed, breaker, is_paused);
     }
 
     pub(crate) fn error(&self, message: String) {

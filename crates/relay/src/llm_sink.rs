@@ -104,6 +104,10 @@ impl Sink for LlmSink {
             })
             .collect())
     }
+
+    async fn probe(&self) -> Result<(), DeliveryError> {
+        self.queue.stats().await.map(drop).map_err(|error| failure(&error))
+    }
 }
 
 fn failure(error: &QueueError) -> DeliveryError {

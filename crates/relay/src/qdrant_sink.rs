@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use serde_json::Value;
 use uuid::Uuid;
-use waybill_domain::{ErrorClass, Kind, SinkName};
+use waybill_domain::{ErrorClass, Kind, ProjectId, SinkName};
 use waybill_outbox::{DeliveryError, Key, Permit, Sink};
 use waybill_storage::{
     Db, StorageError,
@@ -157,6 +157,20 @@ impl Sink for QdrantSink {
             present.chain(gone).map(|(kind, key, version)| Confirmed { kind, key, version, reference: None }).collect();
         self.upsert(&target, rows, permit).await?;
         Ok(confirmed)
+    }
+
+    async fn probe(&self) -> Result<(), DeliveryError> {
+        // Whatever a delivery goes through: the embedding service and its provider, with a text
+        // that no cache has, and the collection.
+        self.remember(None);
+        let target = self.target().await?;
+        let text = format!("waybill probe {}", Uuid::now_v7());
+        self.embedder.embed(&target.model, target.collection.dimensions, vec![text]).await?;
+        self.vectors
+            .count(&target.collection.name, Some(ProjectId::from_uuid(Uuid::nil())))
+            .await
+            .map_err(|error| self.failure(&error))?;
+        Ok(())
     }
 }
 

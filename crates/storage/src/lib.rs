@@ -10,6 +10,7 @@ mod db;
 mod ear;
 mod error;
 pub mod extractions;
+pub mod failures;
 pub mod hydrate;
 pub mod jobs;
 pub mod lease;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
-use waybill_domain::{Kind, Lane, SinkName};
+use waybill_domain::{Kind, Lane, ProjectId, SinkName};
 
 use crate::{Db, Result, StorageError};
 
@@ -21,6 +21,8 @@ pub struct OutboxRow {
     pub kind: Kind,
     /// The id of the row that changed.
     pub key: Uuid,
+    /// The tenant.
+    pub project_id: ProjectId,
     /// When the transaction that changed it began.
     pub created_at: DateTime<Utc>,
 }
@@ -64,6 +66,8 @@ pub struct Tail {
     pub last_seq: i64,
     /// Taken after `last_seq` was read.
     pub snapshot: Snapshot,
+    /// Whether an operator has paused the sink.
+    pub is_paused: bool,
 }
 
 /// A [`Tail`] that bounds its writers: every row at or below `tail.last_seq` is of a
@@ -101,17 +105,23 @@ impl OutboxReader {
         Ok(Self { connection, timeout })
     }
 
-    /// Returns where the log ends. Costs no xid.
+    /// Returns where the log of `sink` ends. Costs no xid.
     ///
     /// # Errors
     /// If the connection or the statement fails.
-    pub async fn tail(&mut self) -> Result<Tail> {
+    pub async fn tail(&mut self, sink: SinkName) -> Result<Tail> {
         let connection = &mut self.connection;
         within(self.timeout, async {
-            let row = sqlx::query!(r#"SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS "last_seq!", pg_current_snapshot()::text AS "snapshot!" FROM outbox_seq"#)
-                .fetch_one(connection)
-                .await?;
-            Ok(Tail { last_seq: row.last_seq, snapshot: Snapshot::parse(&row.snapshot)? })
+            let row = sqlx::query!(
+                r#"SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS "last_seq!",
+                          pg_current_snapshot()::text AS "snapshot!",
+                          EXISTS (SELECT FROM sink_pause WHERE sink = $1) AS "is_paused!"
+                   FROM outbox_seq"#,
+                sink.as_str()
+            )
+            .fetch_one(connection)
+            .await?;
+            Ok(Tail { last_seq: row.last_seq, snapshot: Snapshot::parse(&row.snapshot)?, is_paused: row.is_paused })
         })
         .await
     }
@@ -121,7 +131,7 @@ impl OutboxReader {
     ///
     /// # Errors
     /// If the connection or a statement fails.
-    pub async fn fence(&mut self) -> Result<Fence> {
+    pub async fn fence(&mut self, sink: SinkName) -> Result<Fence> {
         let connection = &mut self.connection;
         within(self.timeout, async {
             let last_seq = sqlx::query_scalar!(
@@ -130,12 +140,15 @@ impl OutboxReader {
             .fetch_one(&mut *connection)
             .await?;
             let row = sqlx::query!(
-                r#"SELECT pg_current_xact_id()::text AS "xid!", pg_current_snapshot()::text AS "snapshot!""#
+                r#"SELECT pg_current_xact_id()::text AS "xid!", pg_current_snapshot()::text AS "snapshot!",
+                          EXISTS (SELECT FROM sink_pause WHERE sink = $1) AS "is_paused!""#,
+                sink.as_str()
             )
             .fetch_one(connection)
             .await?;
             let xid = row.xid.parse().map_err(|_| StorageError::Corrupt(format!("unreadable xid {:?}", row.xid)))?;
-            Ok(Fence { tail: Tail { last_seq, snapshot: Snapshot::parse(&row.snapshot)? }, xid })
+            let snapshot = Snapshot::parse(&row.snapshot)?;
+            Ok(Fence { tail: Tail { last_seq, snapshot, is_paused: row.is_paused }, xid })
         })
         .await
     }
@@ -156,7 +169,7 @@ impl OutboxReader {
         let connection = &mut self.connection;
         within(self.timeout, async {
             let rows = sqlx::query!(
-                "SELECT seq, lane, kind, key, created_at FROM outbox
+                "SELECT seq, lane, kind, key, project_id, created_at FROM outbox
                  WHERE sink = $1 AND seq > $2 AND seq <= $3 AND lane = ANY($4)
                  ORDER BY seq LIMIT $5",
                 sink.as_str(),
@@ -177,6 +190,7 @@ impl OutboxReader {
                             .parse()
                             .map_err(|error| StorageError::Corrupt(format!("outbox {}: {error}", row.seq)))?,
                         key: row.key,
+                        project_id: ProjectId::from_uuid(row.project_id),
                         created_at: row.created_at,
                     })
                 })

@@ -183,9 +183,9 @@ pub async fn bury(db: &Db, id: Uuid, failure: &Failure) -> Result<bool> {
         return Ok(false);
     };
     sqlx::query!(
-        "INSERT INTO dead_letter (request_id, project_id, error, error_class, attempts, excerpt, model, prompt_version, trace_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-         ON CONFLICT (request_id) DO UPDATE
+        "INSERT INTO dead_letter (sink, kind, key, project_id, error, error_class, attempts, excerpt, model, prompt_version, trace_id)
+         VALUES ('llm', 'llm_request', $1, $2, $3, $4, $5, $6, $7, $8, $9)
+         ON CONFLICT (sink, kind, key) DO UPDATE
          SET error = excluded.error, error_class = excluded.error_class, attempts = excluded.attempts,
              excerpt = excluded.excerpt, model = excluded.model, prompt_version = excluded.prompt_version,
              trace_id = excluded.trace_id, last_failed_at = now()",

@@ -4,12 +4,12 @@ use std::{collections::HashSet, time::Duration};
 
 use sqlx::PgConnection;
 use uuid::Uuid;
-use waybill_domain::{Kind, Lane, RelayId, SinkName};
+use waybill_domain::{ErrorClass, Kind, Lane, ProjectId, RelayId, SinkName};
 
 use crate::{
     Db, Result,
     lease::{LaneLease, split},
-    outbox::{lane, within},
+    outbox::{lane, millis, within},
 };
 
 /// What a sink confirmed of one key.
@@ -23,6 +23,27 @@ pub struct Confirmed {
     pub version: Option<i64>,
     /// Under which name the sink holds it, where it gives names: the message's id.
     pub reference: Option<String>,
+}
+
+/// A key that the sink refused while it took others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// What the key names.
+    pub kind: Kind,
+    /// The key.
+    pub key: Uuid,
+    /// The tenant.
+    pub project_id: ProjectId,
+    /// A row of the log that asked for the key, if one did: its trace is noted.
+    pub seq: Option<i64>,
+    /// Deliveries that failed, this one included.
+    pub attempts: u32,
+    /// When it is tried again; `None` gives it up: a dead letter says why.
+    pub retry_in: Option<Duration>,
+    /// For people; holds no document text and no secret.
+    pub error: String,
+    /// What the error means for a retry.
+    pub class: ErrorClass,
 }
 
 /// A lane's cursor, to be moved.
@@ -41,6 +62,9 @@ pub struct Settlement {
     pub leases: Vec<LaneLease>,
     /// What was confirmed.
     pub confirmed: Vec<Confirmed>,
+    /// What was refused. Its rows of the log are done with: from here on, it is found in
+    /// `outbox_retry` or among the dead letters.
+    pub refused: Vec<Refused>,
     /// Cursors that have moved since they were last written.
     pub cursors: Vec<CursorMove>,
 }
@@ -103,6 +127,9 @@ pub async fn settle(
             .execute(&mut *tx)
             .await?;
         }
+        clear_failures(&mut tx, sink, &confirmed).await?;
+        let refused = settlement.refused.iter().filter(|r| held.contains(&Lane::of(r.key)));
+        record_refused(&mut tx, sink, refused).await?;
         if !settlement.cursors.is_empty() {
             let (lanes, epochs) = split(&settlement.cursors.iter().map(|cursor| cursor.lease).collect::<Vec<_>>());
             let closed: Vec<i64> = settlement.cursors.iter().map(|cursor| cursor.closed_seq).collect();
@@ -123,6 +150,105 @@ pub async fn settle(
         Ok(held)
     })
     .await
+}
+
+/// Forgets the failures of keys that were delivered after all.
+async fn clear_failures(connection: &mut PgConnection, sink: SinkName, confirmed: &[&Confirmed]) -> Result<()> {
+    if confirmed.is_empty() {
+        return Ok(());
+    }
+    // Nearly always there are none, and the keys need not be sent.
+    let any = sqlx::query!(
+        r#"SELECT EXISTS (SELECT FROM outbox_retry WHERE sink = $1) AS "retries!",
+                  EXISTS (SELECT FROM dead_letter WHERE sink = $1) AS "letters!""#,
+        sink.as_str()
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let kinds: Vec<String> = confirmed.iter().map(|c| c.kind.as_str().to_owned()).collect();
+    let keys: Vec<Uuid> = confirmed.iter().map(|c| c.key).collect();
+    if any.retries {
+        sqlx::query!(
+            "DELETE FROM outbox_retry r USING unnest($2::text[], $3::uuid[]) AS c (kind, key)
+             WHERE r.sink = $1 AND r.kind = c.kind AND r.key = c.key",
+            sink.as_str(),
+            &kinds,
+            &keys
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    if any.letters {
+        // A request that no model answered was delivered all the same: its letter stays.
+        sqlx::query!(
+            "DELETE FROM dead_letter d USING unnest($2::text[], $3::uuid[]) AS c (kind, key)
+             WHERE d.sink = $1 AND d.kind = c.kind AND d.key = c.key
+               AND NOT EXISTS (SELECT FROM llm_request r WHERE d.kind = 'llm_request' AND r.id = d.key AND r.state = 'dead')",
+            sink.as_str(),
+            &kinds,
+            &keys
+        )
+        .execute(connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Writes down what was refused: to be tried again, or given up.
+async fn record_refused(
+    connection: &mut PgConnection,
+    sink: SinkName,
+    refused: impl Iterator<Item = &Refused>,
+) -> Result<()> {
+    for key in refused {
+        let attempts = i32::try_from(key.attempts).unwrap_or(i32::MAX);
+        if let Some(wait) = key.retry_in {
+            sqlx::query!(
+                "INSERT INTO outbox_retry (sink, lane, kind, key, project_id, attempts, next_at, error, error_class, trace_id)
+                 VALUES ($1, outbox_lane($3), $2, $3, $4, $5, now() + $6 * interval '1 millisecond', $7, $8,
+                         (SELECT trace_id_of(o.headers) FROM outbox o WHERE o.sink = $1 AND o.seq = $9))
+                 ON CONFLICT (sink, kind, key) DO UPDATE
+                 SET attempts = greatest(outbox_retry.attempts + 1, excluded.attempts), next_at = excluded.next_at, error = excluded.error,
+                     error_class = excluded.error_class, trace_id = coalesce(outbox_retry.trace_id, excluded.trace_id),
+                     last_failed_at = now()",
+                sink.as_str(),
+                key.kind.as_str(),
+                key.key,
+                key.project_id.as_uuid(),
+                attempts,
+                millis(wait),
+                key.error,
+                key.class.as_str(),
+                key.seq
+            )
+            .execute(&mut *connection)
+            .await?;
+        } else {
+            sqlx::query!(
+                "WITH tried AS (
+                     DELETE FROM outbox_retry WHERE sink = $1 AND kind = $2 AND key = $3 RETURNING first_failed_at, trace_id)
+                 INSERT INTO dead_letter (sink, kind, key, project_id, attempts, error, error_class, trace_id, first_failed_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7,
+                         coalesce((SELECT trace_id FROM tried),
+                                  (SELECT trace_id_of(o.headers) FROM outbox o WHERE o.sink = $1 AND o.seq = $8)),
+                         coalesce((SELECT first_failed_at FROM tried), now()))
+                 ON CONFLICT (sink, kind, key) DO UPDATE
+                 SET attempts = excluded.attempts, error = excluded.error, error_class = excluded.error_class,
+                     last_failed_at = now()",
+                sink.as_str(),
+                key.kind.as_str(),
+                key.key,
+                key.project_id.as_uuid(),
+                attempts,
+                key.error,
+                key.class.as_str(),
+                key.seq
+            )
+            .execute(&mut *connection)
+            .await?;
+        }
+    }
+    Ok(())
 }
 
 /// Records which requests are with Redis now. A worker may have been faster: what is no longer

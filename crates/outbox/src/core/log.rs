@@ -4,8 +4,9 @@ use std::{
 };
 
 use roaring::RoaringTreemap;
-use waybill_domain::Lane;
+use waybill_domain::{Lane, ProjectId};
 use waybill_storage::{
+    failures::Parked,
     lease::{LaneLease, TakenLane},
     outbox::{Fence, OutboxRow, Snapshot},
     settle::CursorMove,
@@ -13,6 +14,7 @@ use waybill_storage::{
 
 use super::{
     Key,
+    quarantine::Quarantine,
     reader::{Plan, PlanKind, Reader},
 };
 
@@ -21,6 +23,8 @@ use super::{
 pub struct Limits {
     /// Rows read and not settled, after which reading waits.
     pub outstanding_rows: usize,
+    /// Keys remembered that wait for another try. Those beyond are looked up when they are due.
+    pub parked_keys: usize,
 }
 
 /// Names one delivery.
@@ -51,6 +55,7 @@ pub struct Log {
     /// Keys in a delivery that has not ended, also of lanes that were lost since.
     busy: HashMap<Key, Ticket>,
     ready: VecDeque<Key>,
+    quarantine: Quarantine,
     delayed: BTreeSet<(Duration, Key)>,
     outstanding: usize,
     next_ticket: u64,
@@ -74,15 +79,33 @@ impl LaneLog {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct KeyState {
+    project: ProjectId,
     /// Rows that the next delivery covers.
     waiting: Vec<i64>,
     /// Rows that the current delivery covers.
     flying: Option<(Ticket, Vec<i64>)>,
     attempts: u32,
+    /// It waits to be tried again, with whatever rows come meanwhile.
     delayed_until: Option<Duration>,
+    /// It is tried again, even without a row that asks for it.
+    is_due: bool,
     queued: bool,
+}
+
+impl KeyState {
+    const fn new(project: ProjectId) -> Self {
+        Self {
+            project,
+            waiting: Vec::new(),
+            flying: None,
+            attempts: 0,
+            delayed_until: None,
+            is_due: false,
+            queued: false,
+        }
+    }
 }
 
 impl Log {
@@ -96,6 +119,7 @@ impl Log {
             keys: HashMap::new(),
             busy: HashMap::new(),
             ready: VecDeque::new(),
+            quarantine: Quarantine::default(),
             delayed: BTreeSet::new(),
             outstanding: 0,
             next_ticket: 0,
@@ -142,6 +166,7 @@ impl Log {
             false
         });
         self.ready.retain(|key| key.lane() != lane);
+        self.quarantine.retain(|key| key.lane() != lane);
     }
 
     /// Lists the lanes that are held.
@@ -211,9 +236,8 @@ impl Log {
             }
             lane.unsettled.insert(row.seq);
             self.outstanding += 1;
-            let state = self.keys.entry(key).or_default();
-            state.waiting.push(row.seq);
-            Self::enqueue(&mut self.ready, &self.busy, key, state);
+            self.keys.entry(key).or_insert_with(|| KeyState::new(row.project_id)).waiting.push(row.seq);
+            self.enqueue(key);
         }
         self.reader.done(plan.kind, plan.upto, read_upto);
         let verified = self.reader.verified();
@@ -225,17 +249,36 @@ impl Log {
         }
     }
 
-    fn enqueue(ready: &mut VecDeque<Key>, busy: &HashMap<Key, Ticket>, key: Key, state: &mut KeyState) {
-        if !state.queued && !state.waiting.is_empty() && state.delayed_until.is_none() && !busy.contains_key(&key) {
-            state.queued = true;
-            ready.push_back(key);
+    /// Lines a key up, if there is something to deliver and nothing that forbids it.
+    fn enqueue(&mut self, key: Key) {
+        let Some(state) = self.keys.get_mut(&key) else {
+            return;
+        };
+        let is_wanted = state.is_due || !state.waiting.is_empty();
+        if state.queued || !is_wanted || state.delayed_until.is_some() || self.busy.contains_key(&key) {
+            return;
+        }
+        state.queued = true;
+        if state.is_due || state.attempts > 0 {
+            // It failed before: alone, it spoils no batch.
+            self.quarantine.push_group(state.project, vec![key]);
+        } else if self.quarantine.holds(state.project) {
+            self.quarantine.push_fresh(state.project, key);
+        } else {
+            self.ready.push_back(key);
         }
     }
 
     /// Returns how many keys could be delivered now.
     #[must_use]
     pub fn ready(&self) -> usize {
-        self.ready.len()
+        self.ready.len() + self.quarantine.len()
+    }
+
+    /// Returns how many keys wait to be tried again.
+    #[must_use]
+    pub fn delayed(&self) -> usize {
+        self.delayed.len()
     }
 
     /// Returns how many keys are in deliveries.
@@ -253,7 +296,8 @@ impl Log {
             self.delayed.pop_first();
             if let Some(state) = self.keys.get_mut(&key) {
                 state.delayed_until = None;
-                Self::enqueue(&mut self.ready, &self.busy, key, state);
+                state.is_due = true;
+                self.enqueue(key);
             }
         }
         None
@@ -261,23 +305,32 @@ impl Log {
 
     /// Takes up to `most` keys for a delivery.
     pub fn take_batch(&mut self, most: usize) -> Option<Batch> {
-        let ticket = Ticket(self.next_ticket);
-        let mut keys = Vec::with_capacity(most.min(self.ready.len()));
-        let mut lanes = BTreeSet::new();
-        while keys.len() < most
-            && let Some(key) = self.ready.pop_front()
-        {
-            let Some(state) = self.keys.get_mut(&key) else {
-                continue;
-            };
-            state.queued = false;
-            state.flying = Some((ticket, std::mem::take(&mut state.waiting)));
-            self.busy.insert(key, ticket);
-            lanes.insert(key.lane());
-            keys.push(key);
-        }
+        let count = most.min(self.ready.len());
+        let keys = self.ready.drain(..count).collect();
+        self.begin(keys)
+    }
+
+    /// Takes keys for a delivery of their own: some that failed together with others, or that
+    /// belong to a project of such. At most `most`, unless they failed together.
+    pub fn take_suspects(&mut self, most: usize) -> Option<Batch> {
+        let keys = self.quarantine.pop(most)?;
+        self.begin(keys)
+    }
+
+    fn begin(&mut self, keys: Vec<Key>) -> Option<Batch> {
         if keys.is_empty() {
             return None;
+        }
+        let ticket = Ticket(self.next_ticket);
+        let mut lanes = BTreeSet::new();
+        for key in &keys {
+            if let Some(state) = self.keys.get_mut(key) {
+                state.queued = false;
+                state.is_due = false;
+                state.flying = Some((ticket, std::mem::take(&mut state.waiting)));
+            }
+            self.busy.insert(*key, ticket);
+            lanes.insert(key.lane());
         }
         self.next_ticket += 1;
         let leases = lanes.iter().filter_map(|lane| self.lease(*lane)).collect();
@@ -292,34 +345,98 @@ impl Log {
     /// isn't has been lost.
     pub fn settled(&mut self, ticket: Ticket, keys: &[Key], held: &HashSet<Lane>) {
         for &key in keys {
-            let Some((_, seqs)) = self.land(ticket, key) else {
-                continue;
-            };
-            let lane = key.lane();
-            if !held.contains(&lane) {
-                self.drop_lane(lane);
-                continue;
-            }
-            self.outstanding -= seqs.len();
-            if let Some(log) = self.lanes.get_mut(&lane) {
-                for seq in &seqs {
-                    log.unsettled.remove(seq);
-                }
-            }
-            if let Some(state) = self.keys.get_mut(&key) {
+            if self.settle(ticket, key, held)
+                && let Some(state) = self.keys.get_mut(&key)
+            {
                 state.attempts = 0;
-                if state.waiting.is_empty() {
-                    self.keys.remove(&key);
-                } else {
-                    Self::enqueue(&mut self.ready, &self.busy, key, state);
-                }
+                self.forget_or_enqueue(key);
             }
         }
     }
 
-    /// Ends the delivery of `keys` without success: each is delivered again when `again_at`,
-    /// given the number of its failures, says so.
-    pub fn failed(&mut self, ticket: Ticket, keys: &[Key], mut again_at: impl FnMut(u32) -> Duration) {
+    /// Settles the rows that a delivery covered. False if there is nothing to be done about the
+    /// key any more: its lane was lost.
+    fn settle(&mut self, ticket: Ticket, key: Key, held: &HashSet<Lane>) -> bool {
+        let Some((_, seqs)) = self.land(ticket, key) else {
+            return false;
+        };
+        let lane = key.lane();
+        if !held.contains(&lane) {
+            self.drop_lane(lane);
+            return false;
+        }
+        self.outstanding -= seqs.len();
+        if let Some(log) = self.lanes.get_mut(&lane) {
+            for seq in &seqs {
+                log.unsettled.remove(seq);
+            }
+        }
+        true
+    }
+
+    fn forget_or_enqueue(&mut self, key: Key) {
+        let is_idle = |state: &KeyState| state.waiting.is_empty() && state.delayed_until.is_none();
+        if self.keys.get(&key).is_some_and(is_idle) {
+            self.keys.remove(&key);
+        } else {
+            self.enqueue(key);
+        }
+    }
+
+    /// Describes a key in a delivery: its project, how often its delivery failed before, and
+    /// the last row that asked for it. `None` if its lane was lost.
+    #[must_use]
+    pub fn describe(&self, ticket: Ticket, key: Key) -> Option<(ProjectId, u32, Option<i64>)> {
+        let state = self.keys.get(&key)?;
+        let (_, seqs) = state.flying.as_ref().filter(|(flying, _)| *flying == ticket)?;
+        Some((state.project, state.attempts, seqs.iter().max().copied()))
+    }
+
+    /// Ends the delivery of a key that was refused, and of which that is written down: its rows
+    /// are settled. `again_at` says when it is tried again; `None` if it was given up.
+    pub fn refused(&mut self, ticket: Ticket, key: Key, held: &HashSet<Lane>, again_at: Option<Duration>) {
+        if !self.settle(ticket, key, held) {
+            return;
+        }
+        let has_room = self.delayed.len() < self.limits.parked_keys;
+        if let Some(state) = self.keys.get_mut(&key) {
+            match again_at.filter(|_| has_room) {
+                Some(at) => {
+                    // What comes meanwhile waits with it.
+                    state.attempts = state.attempts.saturating_add(1);
+                    state.delayed_until = Some(at);
+                    self.delayed.insert((at, key));
+                }
+                None => state.attempts = 0,
+            }
+            self.forget_or_enqueue(key);
+        }
+    }
+
+    /// Takes note of keys that failed before, under this relay or another: each is due at its
+    /// time, counted from `now`. What is known already is left as it is.
+    pub fn park(&mut self, parked: &[Parked], now: Duration) {
+        for row in parked {
+            let key = Key { kind: row.kind, id: row.key };
+            if !self.lanes.contains_key(&key.lane()) || self.delayed.len() >= self.limits.parked_keys {
+                continue;
+            }
+            let state = self.keys.entry(key).or_insert_with(|| KeyState::new(row.project_id));
+            if state.delayed_until.is_some() || state.is_due || state.flying.is_some() || state.queued {
+                state.attempts = state.attempts.max(row.attempts);
+                continue;
+            }
+            state.attempts = row.attempts;
+            let at = now + row.due_in;
+            state.delayed_until = Some(at);
+            self.delayed.insert((at, key));
+        }
+    }
+
+    /// Ends the delivery of `keys` that the sink refused while it took others: they are
+    /// delivered by project, and those of one project in halves.
+    pub fn suspect(&mut self, ticket: Ticket, keys: &[Key]) {
+        let mut projects: BTreeMap<ProjectId, Vec<Key>> = BTreeMap::new();
         for &key in keys {
             let Some((_, seqs)) = self.land(ticket, key) else {
                 continue;
@@ -328,10 +445,18 @@ impl Log {
                 continue;
             };
             state.waiting.extend(seqs);
-            state.attempts = state.attempts.saturating_add(1);
-            let at = again_at(state.attempts);
-            state.delayed_until = Some(at);
-            self.delayed.insert((at, key));
+            state.queued = true;
+            projects.entry(state.project).or_default().push(key);
+        }
+        let is_one = projects.len() == 1;
+        for (project, mut keys) in projects {
+            if is_one && keys.len() > 1 {
+                let rest = keys.split_off(keys.len() / 2);
+                self.quarantine.push_group(project, keys);
+                self.quarantine.push_group(project, rest);
+            } else {
+                self.quarantine.push_group(project, keys);
+            }
         }
     }
 
@@ -345,7 +470,9 @@ impl Log {
                 continue;
             };
             state.waiting.extend(seqs);
-            Self::enqueue(&mut self.ready, &self.busy, key, state);
+            // A key that failed before is asked for by no row.
+            state.is_due |= state.attempts > 0;
+            self.enqueue(key);
         }
     }
 
@@ -360,7 +487,7 @@ impl Log {
             return state.flying.take();
         }
         // The lane was lost and taken again: what was read since could not start till now.
-        Self::enqueue(&mut self.ready, &self.busy, key, state);
+        self.enqueue(key);
         None
     }
 

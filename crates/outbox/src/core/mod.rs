@@ -3,6 +3,7 @@
 
 mod lanes;
 mod log;
+mod quarantine;
 mod reader;
 
 pub use lanes::fair_share;

@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc, sync::atomic::Ordering};
 
 use futures::future::join_all;
+use waybill_domain::ErrorClass;
 use waybill_outbox::EngineConfig;
 use waybill_testkit::{TestDb, TestPostgres, eventually, psql};
 
 use crate::world::{PATIENCE, Running, Shown, config, confirmed, insert_chunks, number, rows, set_up};
 
-async fn wait_until_equal(url: &str, shown: &Shown) {
+pub(crate) async fn wait_until_equal(url: &str, shown: &Shown) {
     eventually("the sink shows what Postgres says", PATIENCE, async || {
         let rows = rows(url).await;
         shown.points() == rows && confirmed(url).await == rows
@@ -17,7 +18,7 @@ async fn wait_until_equal(url: &str, shown: &Shown) {
     shown.assert_no_overlap();
 }
 
-async fn wait_until_closed(url: &str) {
+pub(crate) async fn wait_until_closed(url: &str) {
     eventually("every lane is closed up to the end", PATIENCE, async || {
         number(
             url,
@@ -231,7 +232,7 @@ async fn a_key_that_is_refused_holds_up_no_other() {
     psql(&db.url, &insert_chunks(200)).await.unwrap();
     let poisoned = *rows(&db.url).await.keys().next().unwrap();
     let shown = Arc::new(Shown::default());
-    shown.poison.lock().unwrap().insert(poisoned);
+    shown.poison.lock().unwrap().insert(poisoned, ErrorClass::Unknown);
     let engine = Running::start(&db.url, &shown, config());
     eventually("all others are shown", PATIENCE, async || shown.points().len() == 199).await;
     shown.poison.lock().unwrap().clear();
@@ -269,7 +270,7 @@ async fn the_log_is_read_by_its_index_without_a_sort() {
             &db.url,
             &format!(
                 "EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, SUMMARY OFF)
-                 SELECT seq, lane, kind, key, created_at FROM outbox
+                 SELECT seq, lane, kind, key, project_id, created_at FROM outbox
                  WHERE sink = 'qdrant' AND seq > 5 AND seq <= 20000 AND lane = ANY('{{{lanes}}}') ORDER BY seq LIMIT 100"
             ),
         )

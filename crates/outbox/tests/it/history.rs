@@ -9,12 +9,13 @@ use std::{
 use chrono::DateTime;
 use proptest::prelude::*;
 use uuid::Uuid;
-use waybill_domain::{Kind, Lane};
+use waybill_domain::{Kind, Lane, ProjectId};
 use waybill_outbox::{
     Key,
     core::{Batch, Limits, Log, Plan, PlanKind},
 };
 use waybill_storage::{
+    failures::Parked,
     lease::{LaneLease, TakenLane},
     outbox::{Fence, OutboxRow, Snapshot, Tail},
 };
@@ -29,6 +30,11 @@ fn key(n: u8) -> Key {
     bytes[0] = n;
     bytes[15] = n % LANES;
     Key { kind: Kind::Chunk, id: Uuid::from_bytes(bytes) }
+}
+
+/// Two projects, each with keys of every lane.
+fn project(key: Key) -> ProjectId {
+    ProjectId::from_uuid(Uuid::from_bytes([key.id.as_bytes()[0] / LANES; 16]))
 }
 
 /// One thing that happens. Numbers are taken modulo what there is.
@@ -53,8 +59,17 @@ enum Step {
     Load { relay: usize, nth: usize },
     /// A delivery that has loaded is confirmed and settled.
     Settle { relay: usize, nth: usize },
-    /// A delivery fails.
-    Fail { relay: usize, nth: usize },
+    /// A delivery fails, and nothing can be said of its keys.
+    HandBack { relay: usize, nth: usize },
+    /// A delivery is refused by a sink that works: in parts, or, if it is one key, for now or
+    /// for good.
+    Refuse { relay: usize, nth: usize, for_good: bool },
+    /// A relay looks up what waits for another try.
+    LookUp { relay: usize },
+    /// The time of what waits has come.
+    Wake { relay: usize },
+    /// An operator has a key that was given up delivered again.
+    Redrive { nth: usize },
     /// Cursors are written.
     WriteCursors { relay: usize },
     /// A lane moves to another relay, when what its holder has under way there has ended: that
@@ -76,7 +91,11 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (relay.clone(), 1..4usize).prop_map(|(relay, most)| Step::Deliver { relay, most }),
         4 => (relay.clone(), 0..4usize).prop_map(|(relay, nth)| Step::Load { relay, nth }),
         4 => (relay.clone(), 0..4usize).prop_map(|(relay, nth)| Step::Settle { relay, nth }),
-        1 => (relay.clone(), 0..4usize).prop_map(|(relay, nth)| Step::Fail { relay, nth }),
+        1 => (relay.clone(), 0..4usize).prop_map(|(relay, nth)| Step::HandBack { relay, nth }),
+        3 => (relay.clone(), 0..4usize, any::<bool>()).prop_map(|(relay, nth, for_good)| Step::Refuse { relay, nth, for_good }),
+        1 => relay.clone().prop_map(|relay| Step::LookUp { relay }),
+        2 => relay.clone().prop_map(|relay| Step::Wake { relay }),
+        1 => (0..4usize).prop_map(|nth| Step::Redrive { nth }),
         2 => relay.clone().prop_map(|relay| Step::WriteCursors { relay }),
         1 => (0..LANES, relay.clone()).prop_map(|(lane, relay)| Step::Move { lane, relay }),
         1 => relay.prop_map(|relay| Step::Crash { relay }),
@@ -102,6 +121,9 @@ struct Postgres {
     versions: HashMap<Key, u64>,
     moment: u64,
     cursors: BTreeMap<Lane, (i64, i64, Option<usize>)>,
+    /// Keys that wait for another try, with the failures so far.
+    retries: BTreeMap<Key, u32>,
+    letters: BTreeSet<Key>,
 }
 
 impl Postgres {
@@ -139,7 +161,7 @@ impl Postgres {
     fn tail(&self) -> Tail {
         let xmax = self.last_ended + 1;
         let running = self.running.keys().copied().filter(|&xid| xid < xmax).collect();
-        Tail { last_seq: self.last_seq, snapshot: Snapshot { xmax, running } }
+        Tail { last_seq: self.last_seq, snapshot: Snapshot { xmax, running }, is_paused: false }
     }
 }
 
@@ -159,7 +181,7 @@ struct Relay {
 
 impl Relay {
     fn new() -> Self {
-        Self { log: Log::new(Limits { outstanding_rows: 64 }), plan: None, deliveries: Vec::new() }
+        Self { log: Log::new(Limits { outstanding_rows: 64, parked_keys: 2 }), plan: None, deliveries: Vec::new() }
     }
 }
 
@@ -215,7 +237,7 @@ impl World {
         self.pg.next_xid += 1;
         let snapshot = self.pg.tail().snapshot;
         self.pg.last_ended = self.pg.last_ended.max(xid);
-        self.relays[relay].log.begin_pass(&Fence { tail: Tail { last_seq, snapshot }, xid });
+        self.relays[relay].log.begin_pass(&Fence { tail: Tail { last_seq, snapshot, is_paused: false }, xid });
     }
 
     fn read(&mut self, relay: usize, page: usize) -> bool {
@@ -234,6 +256,7 @@ impl World {
                 lane: row.key.lane(),
                 kind: row.key.kind,
                 key: row.key.id,
+                project_id: project(row.key),
                 created_at: DateTime::UNIX_EPOCH,
             })
             .collect();
@@ -249,7 +272,8 @@ impl World {
     }
 
     fn deliver(&mut self, relay: usize, most: usize) -> bool {
-        let Some(batch) = self.relays[relay].log.take_batch(most) else {
+        let log = &mut self.relays[relay].log;
+        let Some(batch) = log.take_suspects(most).or_else(|| log.take_batch(most)) else {
             return false;
         };
         for other in self.relays.iter().flat_map(|relay| &relay.deliveries) {
@@ -298,21 +322,84 @@ impl World {
                 *shown = version;
                 let covered = self.pg.log.values().filter(|(row, at)| row.key == *key && *at <= moment);
                 self.settled.extend(covered.map(|(row, _)| row.seq));
+                self.pg.retries.remove(key);
+                self.pg.letters.remove(key);
             }
         }
         self.relays[relay].log.settled(batch.ticket, &batch.keys, &held);
     }
 
-    fn fail(&mut self, relay: usize, nth: usize) {
+    fn hand_back(&mut self, relay: usize, nth: usize) {
         let state = &mut self.relays[relay];
         let Some(nth) = nth.checked_rem(state.deliveries.len()) else {
             return;
         };
         let Delivery { batch, .. } = state.deliveries.swap_remove(nth);
-        let half = batch.keys.len() / 2;
-        state.log.failed(batch.ticket, &batch.keys[..half], |attempt| Duration::from_secs(attempt.into()));
-        state.log.handed_back(batch.ticket, &batch.keys[half..]);
-        state.log.wake_delayed(Duration::from_secs(3_600));
+        state.log.handed_back(batch.ticket, &batch.keys);
+    }
+
+    fn refuse(&mut self, relay: usize, nth: usize, for_good: bool) {
+        let state = &mut self.relays[relay];
+        let Some(nth) = nth.checked_rem(state.deliveries.len()) else {
+            return;
+        };
+        let Delivery { batch, .. } = state.deliveries.swap_remove(nth);
+        let &[key] = batch.keys.as_slice() else {
+            state.log.suspect(batch.ticket, &batch.keys);
+            return;
+        };
+        let Some((_, failed_before, _)) = state.log.describe(batch.ticket, key) else {
+            state.log.handed_back(batch.ticket, &batch.keys);
+            return;
+        };
+        let mut held = HashSet::new();
+        if let Some(lease) = batch.leases.first()
+            && self.pg.cursors[&lease.lane].1 == lease.epoch
+            && self.pg.cursors[&lease.lane].2 == Some(relay)
+        {
+            held.insert(lease.lane);
+            if for_good {
+                self.pg.retries.remove(&key);
+                self.pg.letters.insert(key);
+            } else {
+                let attempts = self.pg.retries.entry(key).or_default();
+                assert!(
+                    failed_before + 1 > *attempts,
+                    "{key:?} failed {attempts} times, of which {failed_before} are known"
+                );
+                *attempts = failed_before + 1;
+            }
+        }
+        let again_at = (!for_good).then(|| Duration::from_secs(60));
+        state.log.refused(batch.ticket, key, &held, again_at);
+    }
+
+    fn look_up(&mut self, relay: usize) {
+        let parked: Vec<Parked> = self
+            .pg
+            .retries
+            .iter()
+            .map(|(key, &attempts)| Parked {
+                kind: key.kind,
+                key: key.id,
+                project_id: project(*key),
+                attempts,
+                due_in: Duration::ZERO,
+            })
+            .collect();
+        self.relays[relay].log.park(&parked, Duration::ZERO);
+    }
+
+    fn redrive(&mut self, nth: usize) {
+        let Some(key) = nth.checked_rem(self.pg.letters.len()).and_then(|nth| self.pg.letters.iter().nth(nth)).copied()
+        else {
+            return;
+        };
+        self.pg.letters.remove(&key);
+        // One transaction, which changes no row of the key.
+        let xid = self.pg.begin();
+        self.pg.write(xid, key);
+        self.pg.end(xid, true);
     }
 
     fn write_cursors(&mut self, relay: usize) {
@@ -331,7 +418,15 @@ impl World {
     fn check_cursors(&self) {
         for (lane, (closed, ..)) in &self.pg.cursors {
             for (row, _) in self.pg.log.values().filter(|(row, _)| row.key.lane() == *lane && row.seq <= *closed) {
-                assert!(self.settled.contains(&row.seq), "row {} is closed and was never settled", row.seq);
+                // Of a key that was given up and is to be delivered again, a later row says so.
+                let later = self.pg.log.values().any(|(other, _)| other.key == row.key && other.seq > *closed);
+                let is_written_down =
+                    later || self.pg.retries.contains_key(&row.key) || self.pg.letters.contains(&row.key);
+                assert!(
+                    is_written_down || self.settled.contains(&row.seq),
+                    "row {} is closed, was never settled, and its key is not to be tried again",
+                    row.seq
+                );
             }
             for row in self.pg.running.values().flatten().filter(|row| row.key.lane() == *lane) {
                 assert!(row.seq > *closed, "row {} of running {} is closed", row.seq, row.xid);
@@ -380,7 +475,13 @@ impl World {
             }
             Step::Load { relay, nth } => self.load(relay, nth),
             Step::Settle { relay, nth } => self.settle(relay, nth),
-            Step::Fail { relay, nth } => self.fail(relay, nth),
+            Step::HandBack { relay, nth } => self.hand_back(relay, nth),
+            Step::Refuse { relay, nth, for_good } => self.refuse(relay, nth, for_good),
+            Step::LookUp { relay } => self.look_up(relay),
+            Step::Wake { relay } => {
+                self.relays[relay].log.wake_delayed(Duration::from_secs(3_600));
+            }
+            Step::Redrive { nth } => self.redrive(nth),
             Step::WriteCursors { relay } => self.write_cursors(relay),
             Step::Move { lane, relay } => {
                 let lane = Lane::new(lane).expect("lane");
@@ -415,7 +516,12 @@ impl World {
         }
         for _ in 0..10_000 {
             let mut moved = false;
+            while !self.pg.letters.is_empty() {
+                self.redrive(0);
+            }
             for relay in 0..RELAYS {
+                self.look_up(relay);
+                self.relays[relay].log.wake_delayed(Duration::from_secs(3_600));
                 self.look(relay, None);
                 while self.read(relay, 3) {
                     moved = true;
@@ -438,6 +544,7 @@ impl World {
     }
 
     fn check_equal(&self) {
+        assert!(self.pg.retries.is_empty(), "delivered, and still to be tried again: {:?}", self.pg.retries);
         for (key, version) in &self.pg.versions {
             assert_eq!(self.shown.get(key), Some(version), "{key:?} is not what was committed last");
         }

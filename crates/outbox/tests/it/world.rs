@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -35,10 +35,20 @@ pub(crate) struct Shown {
     pub(crate) deliveries: Mutex<BTreeMap<Uuid, u32>>,
     pub(crate) overlaps: Mutex<Vec<Uuid>>,
     pub(crate) down: AtomicBool,
-    /// Keys refused for good.
-    pub(crate) poison: Mutex<HashSet<Uuid>>,
+    /// Asks to be left alone.
+    pub(crate) throttles: AtomicBool,
+    /// Keys refused, and how.
+    pub(crate) poison: Mutex<BTreeMap<Uuid, ErrorClass>>,
+    /// Projects all of whose keys are refused, after a while.
+    pub(crate) poisoned_project: Mutex<Option<Uuid>>,
+    /// The size of each batch that was tried, in order.
+    pub(crate) batches: Mutex<Vec<usize>>,
+    /// Calls that were refused.
+    pub(crate) refusals: AtomicUsize,
     /// Closed: deliveries that have loaded wait here.
     pub(crate) gate: Gate,
+    /// Closed: deliveries of the poisoned project never end.
+    pub(crate) poison_gate: Gate,
 }
 
 /// Holds deliveries between loading and sending.
@@ -81,16 +91,36 @@ impl Sink for MemorySink {
         self.shared.delivering.lock().unwrap().retain(|id| !ids.contains(id));
         outcome
     }
+
+    async fn probe(&self) -> Result<(), DeliveryError> {
+        if self.shared.down.load(Ordering::SeqCst) {
+            return Err(DeliveryError::new(ErrorClass::Transient, "down"));
+        }
+        Ok(())
+    }
 }
 
 impl MemorySink {
     async fn send(&self, ids: &[Uuid], permit: &Permit) -> Result<Vec<Confirmed>, DeliveryError> {
-        if self.shared.poison.lock().unwrap().iter().any(|id| ids.contains(id)) {
-            return Err(DeliveryError::new(ErrorClass::Permanent, "poisoned"));
+        self.shared.batches.lock().unwrap().push(ids.len());
+        if let Some(class) =
+            self.shared.poison.lock().unwrap().iter().find(|(id, _)| ids.contains(id)).map(|(_, class)| *class)
+        {
+            self.shared.refusals.fetch_add(1, Ordering::SeqCst);
+            return Err(DeliveryError::new(class, "poisoned"));
+        }
+        if self.shared.throttles.load(Ordering::SeqCst) {
+            return Err(DeliveryError::new(ErrorClass::Throttled, "slower"));
         }
         let rows = points::load_chunks(&self.db, ids)
             .await
             .map_err(|error| DeliveryError::new(ErrorClass::Transient, error.to_string()))?;
+        let poisoned = *self.shared.poisoned_project.lock().unwrap();
+        if rows.iter().any(|row| Some(row.project_id.as_uuid()) == poisoned) {
+            self.shared.refusals.fetch_add(1, Ordering::SeqCst);
+            self.shared.poison_gate.pass().await;
+            return Err(DeliveryError::new(ErrorClass::Unknown, "poisoned project"));
+        }
         self.shared.gate.pass().await;
         permit.time_left()?;
         if self.shared.down.load(Ordering::SeqCst) {
@@ -130,6 +160,8 @@ pub(crate) fn config() -> EngineConfig {
         batch_keys_max: 64,
         read_rows_max: 100,
         outstanding_rows_max: 1_000,
+        key_retry_base_ms: 20,
+        key_retry_max_ms: 100,
         statement_timeout_ms: 5_000,
         ..EngineConfig::default()
     }
@@ -188,6 +220,21 @@ pub(crate) fn insert_chunks(count: u32) -> String {
         "INSERT INTO chunk (id, project_id, source_id, ordinal, text, text_hash, start_byte, end_byte, token_count)
          SELECT gen_random_uuid(), '00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-000000000002',
                 n, 'text', sha256('x'), 0, 4, 1 FROM generate_series(1, {count}) AS n;"
+    )
+}
+
+/// The statement that makes project `n` of several, should it not exist, and inserts `count`
+/// chunks of it.
+pub(crate) fn insert_chunks_of(n: u32, count: u32) -> String {
+    let project = format!("00000000-0000-0001-0000-{n:012}");
+    let source = format!("00000000-0000-0002-0000-{n:012}");
+    format!(
+        "INSERT INTO project (id, name) VALUES ('{project}', 'p{n}') ON CONFLICT DO NOTHING;
+         INSERT INTO source (id, project_id, uri, title, media_type, content_hash, text, state, chunker)
+         VALUES ('{source}', '{project}', 'u', 't', 'text', sha256('x'), 'x', 'chunked', 'test') ON CONFLICT DO NOTHING;
+         INSERT INTO chunk (id, project_id, source_id, ordinal, text, text_hash, start_byte, end_byte, token_count)
+         SELECT gen_random_uuid(), '{project}', '{source}', n, 'text', sha256('x'), 0, 4, 1
+         FROM generate_series(1, {count}) AS n;"
     )
 }
 
