@@ -49,14 +49,14 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
     let owner = RelayId::generate();
     let embedder = Embedder::new(deps.embedding, config.model.clone(), config.embed_timeout());
     let qdrant = QdrantSink::new(deps.db.clone(), deps.vectors, embedder, config.alias.clone());
-    let llm = LlmSink::new(deps.db.clone(), deps.queue);
+    let llm = LlmSink::new(deps.db.clone(), deps.queue.clone());
     // An engine each: what holds one store up is nothing to the other.
     let engines = [
         Engine::new(deps.db.clone(), Arc::new(qdrant), config.engine.clone(), owner),
         Engine::new(deps.db.clone(), Arc::new(llm), config.engine.clone(), owner),
     ];
     let stats = engines.iter().map(|engine| (engine.sink(), engine.stats())).collect();
-    let service = RelayGrpc::new(deps.db.clone(), owner, stats);
+    let service = RelayGrpc::new(deps.db.clone(), deps.queue, owner, stats, shutdown.soft());
 
     let tasks = shutdown.tasks();
     for engine in engines {

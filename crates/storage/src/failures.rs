@@ -184,6 +184,14 @@ pub async fn letters(db: &Db, filter: &LetterFilter, after: Option<Uuid>, limit:
         .collect()
 }
 
+/// Returns Postgres' time: what fails from now on is no letter that was there before.
+///
+/// # Errors
+/// If the statement fails.
+pub async fn now(db: &Db) -> Result<DateTime<Utc>> {
+    Ok(sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "now!""#).fetch_one(db.pool()).await?)
+}
+
 /// What becomes of letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposal {

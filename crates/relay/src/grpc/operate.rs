@@ -1,0 +1,153 @@
+//! Pausing, resuming and draining a sink.
+
+use std::time::Duration;
+
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use waybill_api::relay::v1::{
+    self as proto, DrainRequest, DrainResponse, PauseRequest, PauseResponse, ResumeRequest, ResumeResponse,
+};
+use waybill_domain::SinkName;
+use waybill_runtime::status;
+use waybill_storage::{
+    Db,
+    failures::{self, Pause},
+    status::sink_lag,
+};
+
+use super::{RelayGrpc, storage, timestamp};
+
+const PAUSED_BY_BYTES_MAX: usize = 128;
+const REASON_BYTES_MAX: usize = 1_024;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
+const DRAIN_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// Between two looks at what is left: counting it is work.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(250);
+
+impl RelayGrpc {
+    pub(super) async fn pause_sink(&self, request: PauseRequest) -> Result<PauseResponse, Status> {
+        let sink = sink(&request.sink)?;
+        text("paused_by", &request.paused_by, 1, PAUSED_BY_BYTES_MAX)?;
+        text("reason", &request.reason, 0, REASON_BYTES_MAX)?;
+        let (pause, changed) = failures::pause(&self.db, sink, &request.paused_by, &request.reason)
+            .await
+            .map_err(|error| storage(&error))?;
+        if changed {
+            tracing::warn!(%sink, paused_by = %request.paused_by, reason = %request.reason, "sink paused");
+        }
+        // Relays look when they are rung, and at the latest when they poll.
+        self.bell.ring();
+        Ok(PauseResponse { pause: Some(paused(&pause)), changed })
+    }
+
+    pub(super) async fn resume_sink(&self, request: ResumeRequest) -> Result<ResumeResponse, Status> {
+        let sink = sink(&request.sink)?;
+        let pause = failures::resume(&self.db, sink).await.map_err(|error| storage(&error))?;
+        if let Some(pause) = &pause {
+            tracing::warn!(%sink, paused_by = %pause.paused_by, "sink resumed");
+        }
+        self.bell.ring();
+        Ok(ResumeResponse { pause: pause.as_ref().map(paused) })
+    }
+
+    pub(super) fn drain_sink(
+        &self,
+        request: &DrainRequest,
+    ) -> Result<ReceiverStream<Result<DrainResponse, Status>>, Status> {
+        let sink = sink(&request.sink)?;
+        let timeout = match request.timeout {
+            None => DRAIN_TIMEOUT,
+            Some(timeout) => match Duration::try_from(timeout) {
+                Ok(Duration::ZERO) => DRAIN_TIMEOUT,
+                Ok(timeout) if timeout <= DRAIN_TIMEOUT_MAX => timeout,
+                _ => return Err(status::invalid_argument("timeout", "is out of range: 0 to 24 hours")),
+            },
+        };
+        let (sender, receiver) = mpsc::channel(1);
+        let (db, stopping) = (self.db.clone(), self.stopping.clone());
+        tokio::spawn(async move {
+            let deadline = Instant::now() + timeout;
+            let drained = stopping.run_until_cancelled(drain(&db, sink, deadline, &sender)).await;
+            let last = match drained {
+                Some(Ok(last)) => Ok(last),
+                Some(Err(status)) => Err(status),
+                None => Err(status::unavailable("SHUTTING_DOWN", "the relay is stopping: ask another one", None)),
+            };
+            // Nobody listens any more? Then nobody has to be told.
+            let _ = sender.send(last).await;
+        });
+        Ok(ReceiverStream::new(receiver))
+    }
+}
+
+/// Reports what is left until nothing is, or `deadline` has passed; returns the last report.
+async fn drain(
+    db: &Db,
+    sink: SinkName,
+    deadline: Instant,
+    sender: &mpsc::Sender<Result<DrainResponse, Status>>,
+) -> Result<DrainResponse, Status> {
+    let mut last = None;
+    loop {
+        let mut left = left(db, sink).await?;
+        if left.drained || Instant::now() >= deadline {
+            left.done = true;
+            return Ok(left);
+        }
+        if last.as_ref() != Some(&left) {
+            if sender.send(Ok(left.clone())).await.is_err() {
+                return Ok(left);
+            }
+            last = Some(left);
+        }
+        tokio::time::sleep_until((Instant::now() + DRAIN_INTERVAL).min(deadline)).await;
+    }
+}
+
+async fn left(db: &Db, sink: SinkName) -> Result<DrainResponse, Status> {
+    let lag = sink_lag(db, sink).await.map_err(|error| storage(&error))?;
+    let retry_count = failures::parked_count(db, sink).await.map_err(|error| storage(&error))?;
+    let dead_letter_count = failures::letter_count(db, sink).await.map_err(|error| storage(&error))?;
+    let pause = failures::paused(db, sink).await.map_err(|error| storage(&error))?;
+    let lag_rows = lag.lanes.iter().map(|lane| lane.lag_rows).sum();
+    Ok(DrainResponse {
+        done: false,
+        drained: lag_rows == 0 && retry_count == 0,
+        lag_rows,
+        lag_rows_capped: lag.capped,
+        retry_count,
+        dead_letter_count,
+        pause: pause.as_ref().map(paused),
+    })
+}
+
+pub(super) fn paused(pause: &Pause) -> proto::Pause {
+    proto::Pause {
+        paused_by: pause.paused_by.clone(),
+        reason: pause.reason.clone(),
+        pause_time: Some(timestamp(pause.paused_at)),
+    }
+}
+
+pub(super) fn sink(name: &str) -> Result<SinkName, Status> {
+    name.parse().map_err(|_| status::invalid_argument("sink", format!("is {:?}: qdrant or llm", short(name))))
+}
+
+pub(super) fn text(field: &str, value: &str, least: usize, most: usize) -> Result<(), Status> {
+    if value.len() < least {
+        return Err(status::invalid_argument(field, "is empty: fill it in"));
+    }
+    if value.len() > most {
+        return Err(status::invalid_argument(field, format!("has {} bytes: at most {most}", value.len())));
+    }
+    if value.contains('\0') {
+        return Err(status::invalid_argument(field, "has a NUL: leave it out"));
+    }
+    Ok(())
+}
+
+/// A hostile value is not carried into answers whole.
+pub(super) fn short(value: &str) -> String {
+    value.chars().take(80).collect()
+}
