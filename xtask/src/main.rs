@@ -10,6 +10,7 @@ mod memory;
 mod models;
 mod pip;
 mod prepare;
+mod python;
 mod sh;
 mod system;
 mod test;
@@ -43,7 +44,7 @@ enum Command {
     Tidy,
     /// Asks a database about the queries again, for builds without one
     Prepare,
-    /// Installs what the system's package manager has to provide, and fetches the models
+    /// Installs what the system's package manager has to provide, and fetches models and packages
     Setup,
     /// Fetches embedding models into target/models; all of them if none is named
     FetchModels {
@@ -85,7 +86,9 @@ fn setup() -> anyhow::Result<()> {
     system::ensure_redis()?;
     system::ensure_pip()?;
     sh::step("looking for the models (fetched once: 150 MB)");
-    models::fetch(&models::ModelName::ALL, &sh::models_dir())
+    models::fetch(&models::ModelName::ALL, &sh::models_dir())?;
+    sh::step("looking for the Python packages of the example worker (fetched once: 12 MB)");
+    python::ensure()
 }
 
 #[cfg(test)]

@@ -56,6 +56,7 @@ fn runner(args: &TestArgs, has_nextest: bool) -> Command {
     command
         .env("SQLX_OFFLINE", "true")
         .env("WAYBILL_MODELS_DIR", sh::models_dir())
+        .env("WAYBILL_TEST_PYTHON_DIR", crate::python::dir())
         // A test of ours must never write to a database of yours.
         .env_remove("DATABASE_URL")
         .env_remove("REDIS_URL")

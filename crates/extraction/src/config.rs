@@ -18,6 +18,9 @@ pub enum ProviderName {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Whether the service works off the queue itself. Without, workers of your own do
+    /// (docs/workers.md).
+    pub worker_enabled: bool,
     /// Who answers requests.
     pub provider: ProviderName,
     /// The server of the provider `openai`.
@@ -57,6 +60,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            worker_enabled: true,
             provider: ProviderName::default(),
             openai: OpenAiConfig::default(),
             concurrency_min: 1,

@@ -24,7 +24,11 @@ use waybill_storage::{Bell, Db};
 
 pub use config::{Config, ProviderName};
 
-use crate::{governor::Governor, grpc::Grpc, worker::Worker};
+use crate::{
+    governor::Governor,
+    grpc::{ForeignWorkers, Grpc},
+    worker::Worker,
+};
 
 /// What the service works on.
 #[derive(Clone)]
@@ -52,10 +56,14 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
         "find what redis lost",
         sweep::run(deps.db.clone(), deps.queue.clone(), config.clone(), bell.clone(), shutdown.soft()),
     );
+    let foreign = ForeignWorkers::new(config.clone(), deps.clone(), provider.clone(), bell.clone());
+    let worker_enabled = config.worker_enabled;
     let worker = Worker::new(config, deps.clone(), provider, Arc::clone(&governor), bell.clone());
-    let service =
-        Grpc::new(deps.db, Arc::clone(&governor), worker.provider_name(), worker.model(), bell, shutdown.clone());
-    tasks.spawn("worker", worker.run(shutdown.clone()));
+    let (provider, model) = (worker.provider_name(), worker.model());
+    let service = Grpc::new(deps.db, Arc::clone(&governor), provider, model, bell, shutdown.clone(), foreign);
+    if worker_enabled {
+        tasks.spawn("worker", worker.run(shutdown.clone()));
+    }
     let routes = Routes::new(ExtractionServiceServer::new(service));
     let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET);
     let served = serve(listener, routes, options, shutdown.clone()).await;

@@ -342,18 +342,11 @@ impl Work {
                 }
             }
         };
-        if error.class() == ErrorClass::Permanent || attempts >= self.config.attempts_max {
+        let Some(wait) = retry_wait(&self.config, error.class(), attempts) else {
             return Some(self.give_up(id, &failure, soft).await);
-        }
-        if counts {
-            let backoff = Backoff {
-                base: Duration::from_millis(self.config.retry_base_ms),
-                max: Duration::from_millis(self.config.retry_max_ms),
-            };
-            let wait = backoff.wait(attempts.unsigned_abs(), &mut rand::rng());
-            if soft.run_until_cancelled(sleep(wait)).await.is_none() {
-                return Some(Ended::LeftAlone);
-            }
+        };
+        if soft.run_until_cancelled(sleep(wait)).await.is_none() {
+            return Some(Ended::LeftAlone);
         }
         None
     }
@@ -434,6 +427,19 @@ impl Work {
     }
 }
 
+/// Returns how long to wait after a failure before the next attempt. `None`: there is none.
+pub(crate) fn retry_wait(config: &Config, class: ErrorClass, attempts: i32) -> Option<Duration> {
+    if class == ErrorClass::Permanent || attempts >= config.attempts_max {
+        return None;
+    }
+    if class == ErrorClass::Throttled {
+        return Some(Duration::ZERO);
+    }
+    let backoff =
+        Backoff { base: Duration::from_millis(config.retry_base_ms), max: Duration::from_millis(config.retry_max_ms) };
+    Some(backoff.wait(attempts.unsigned_abs(), &mut rand::rng()))
+}
+
 /// Tells the governor of a call that is dropped in the middle.
 struct CallGuard<'a>(&'a Governor, bool);
 
@@ -452,7 +458,11 @@ impl Drop for CallGuard<'_> {
     }
 }
 
-fn task_of(request: &OpenRequest) -> Result<ExtractionTask, serde_json::Error> {
+/// Returns what a request asks a model to read.
+///
+/// # Errors
+/// If the job's settings are none.
+pub(crate) fn task_of(request: &OpenRequest) -> Result<ExtractionTask, serde_json::Error> {
     let settings: ExtractionSettings = serde_json::from_value(request.settings.clone())?;
     Ok(ExtractionTask {
         text: request.text.clone(),
@@ -473,7 +483,8 @@ fn failure_of(error: &LlmError, model: &str) -> Failure {
     }
 }
 
-fn outcome_of(answer: &Answer, cost: f64) -> Outcome {
+/// Returns what is stored of an answer, whoever gave it.
+pub(crate) fn outcome_of(answer: &Answer, cost: f64) -> Outcome {
     let dropped = &answer.extraction.dropped;
     let count = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
     Outcome {

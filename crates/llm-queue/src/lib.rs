@@ -19,6 +19,7 @@
 mod config;
 mod connection;
 mod error;
+mod lease;
 mod message;
 mod queue;
 mod reply;
@@ -27,7 +28,8 @@ mod worker;
 
 pub use config::QueueConfig;
 pub use error::QueueError;
-pub use message::{Claimed, Message, Priority, Sent, StreamStats, UnknownPriority};
+pub use lease::{InvalidWorkerName, check_worker_name, is_message_id};
+pub use message::{Claimed, Hold, Message, Priority, Sent, StreamStats, UnknownPriority};
 pub use queue::LlmQueue;
 
 /// The consumer group that all workers read with.

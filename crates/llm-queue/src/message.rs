@@ -104,6 +104,19 @@ pub struct Claimed {
     pub deliveries: u64,
 }
 
+/// Who has a message in hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hold {
+    /// The worker that was asked about, and its time has been renewed.
+    Ours(Claimed),
+    /// Another worker, of this name.
+    Taken(String),
+    /// Nobody: it was not claimed yet, or was given back.
+    Free,
+    /// There is no such message of that request: it was finished, or Redis has lost it.
+    Gone,
+}
+
 /// How a stream stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamStats {

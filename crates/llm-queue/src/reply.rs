@@ -44,6 +44,28 @@ pub(crate) fn reclaim(answer: Value) -> Result<Page> {
     Ok(Page { cursor: text(cursor).ok_or(BAD)?, entries })
 }
 
+/// What [`hold`] reads.
+pub(crate) enum Held {
+    Gone,
+    Free,
+    Taken(String),
+    Ours(Entry),
+}
+
+/// Reads the answer of the script `hold`.
+pub(crate) fn hold(answer: Value) -> Result<Held> {
+    let mut parts = list(answer)?.into_iter();
+    let who = parts.next().and_then(text);
+    match (who.as_deref(), parts.next()) {
+        (Some("gone"), _) => Ok(Held::Gone),
+        (Some("free"), _) => Ok(Held::Free),
+        // A name need not be text; whoever it is, it is not the worker that asks.
+        (Some("taken"), Some(name)) => Ok(Held::Taken(text(name).unwrap_or_default())),
+        (Some("ours"), Some(found)) => Ok(Held::Ours(entry(found)?)),
+        _ => Err(BAD),
+    }
+}
+
 /// Reads an id, a list of fields and values, and if it is there the number of deliveries.
 fn entry(value: Value) -> Result<Entry> {
     let mut parts = list(value)?.into_iter();

@@ -25,7 +25,7 @@ const LONGEST_BLOCK: Duration = Duration::from_secs(60);
 const GROUP_ATTEMPTS: usize = 3;
 
 /// The consumer that holds what was handed back. No worker may have this name.
-const HANDED_BACK: &str = "handed-back";
+pub(crate) const HANDED_BACK: &str = "handed-back";
 
 /// How long ago a message that is handed back pretends to have been delivered: longer than
 /// any worker waits before it takes one over.
@@ -185,6 +185,12 @@ impl LlmQueue {
     /// After any, some may have been given back: do it again, it is harmless. Or leave it,
     /// then they are taken over once they have lain idle.
     pub async fn hand_back(&self, claimed: &[Claimed]) -> Result<()> {
+        self.give_back(claimed, HANDED_BACK_IDLE_MS).await
+    }
+
+    /// Gives messages back as [`LlmQueue::hand_back`] does, as if they had been delivered
+    /// `idle_ms` ago.
+    pub(crate) async fn give_back(&self, claimed: &[Claimed], idle_ms: u64) -> Result<()> {
         if claimed.is_empty() {
             return Ok(());
         }
@@ -193,7 +199,7 @@ impl LlmQueue {
             let claimed: Vec<&Claimed> = of(claimed, priority).collect();
             for chunk in claimed.chunks(CHUNK) {
                 let mut script = self.shared.scripts.hand_back.prepare_invoke();
-                script.key(self.stream(priority)).arg(GROUP).arg(HANDED_BACK).arg(HANDED_BACK_IDLE_MS);
+                script.key(self.stream(priority)).arg(GROUP).arg(HANDED_BACK).arg(idle_ms);
                 for claimed in chunk {
                     script.arg(&claimed.stream_id).arg(claimed.deliveries);
                 }
@@ -203,7 +209,7 @@ impl LlmQueue {
         Ok(())
     }
 
-    async fn remove(&self, session: &mut Session, priority: Priority, ids: &[&str]) -> Result<()> {
+    pub(crate) async fn remove(&self, session: &mut Session, priority: Priority, ids: &[&str]) -> Result<()> {
         for chunk in ids.chunks(CHUNK) {
             let mut script = self.shared.scripts.finish.prepare_invoke();
             script.key(self.stream(priority)).arg(GROUP).arg(chunk);

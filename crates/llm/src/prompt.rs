@@ -24,12 +24,15 @@ Facts without such a quote are discarded.\n\
 - Only what the passage says. Nothing from the title or headings alone, nothing you know otherwise.\n\
 - If the passage states no facts, answer {\"facts\": []}.";
 
-/// Writes the messages that ask for an extraction.
+/// Writes the messages that ask for an extraction, as role and content.
+#[must_use]
+pub fn prompt_messages(task: &ExtractionTask) -> [(&'static str, String); 2] {
+    [("system", system(&task.settings)), ("user", passage(task))]
+}
+
+/// Writes them as a server takes them.
 pub(crate) fn messages(task: &ExtractionTask) -> Vec<Value> {
-    vec![
-        json!({"role": "system", "content": system(&task.settings)}),
-        json!({"role": "user", "content": passage(task)}),
-    ]
+    prompt_messages(task).into_iter().map(|(role, content)| json!({"role": role, "content": content})).collect()
 }
 
 /// Adds what asks the model to mend its answer.
@@ -50,8 +53,15 @@ pub(crate) fn add_repair(messages: &mut Vec<Value>, answer: &str, problem: &str)
     }
 }
 
-/// Makes the schema that a server can hold the model to.
+/// Wraps the schema as a server takes it.
 pub(crate) fn response_format(settings: &ExtractionSettings) -> Value {
+    let schema = answer_schema(settings);
+    json!({"type": "json_schema", "json_schema": {"name": "extraction", "strict": true, "schema": schema}})
+}
+
+/// Makes the JSON schema that a model can be held to.
+#[must_use]
+pub fn answer_schema(settings: &ExtractionSettings) -> Value {
     // Strict mode wants every key required and refuses bounds on lengths and numbers;
     // those are checked when the answer is read.
     let text = json!({"type": "string"});
@@ -71,8 +81,7 @@ pub(crate) fn response_format(settings: &ExtractionSettings) -> Value {
         "quote": text,
         "entities": {"type": "array", "items": entity},
     }));
-    let schema = object(&json!({"facts": {"type": "array", "items": fact}}));
-    json!({"type": "json_schema", "json_schema": {"name": "extraction", "strict": true, "schema": schema}})
+    object(&json!({"facts": {"type": "array", "items": fact}}))
 }
 
 fn kind(types: &[String]) -> Value {

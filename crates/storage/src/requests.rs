@@ -28,6 +28,8 @@ pub struct OpenRequest {
     pub id: Uuid,
     /// The tenant.
     pub project_id: ProjectId,
+    /// The tenant's name.
+    pub project: String,
     /// What it was made for.
     pub job_id: JobId,
     /// The chunk to read.
@@ -110,8 +112,9 @@ pub async fn open(db: &Db, id: Uuid, stream_id: &str) -> Result<Option<OpenReque
              UPDATE llm_request SET state = 'running', stream_id = $2, updated_at = now()
              WHERE id = $1 AND state IN ('pending', 'queued', 'running')
              RETURNING id, project_id, job_id, chunk_id, attempts)
-         SELECT o.id, o.project_id, o.job_id, o.chunk_id, o.attempts, s.title, c.headings, c.text, j.settings
-         FROM opened o JOIN chunk c ON c.id = o.chunk_id JOIN source s ON s.id = c.source_id JOIN job j ON j.id = o.job_id",
+         SELECT o.id, o.project_id, p.name, o.job_id, o.chunk_id, o.attempts, s.title, c.headings, c.text, j.settings
+         FROM opened o JOIN chunk c ON c.id = o.chunk_id JOIN source s ON s.id = c.source_id JOIN job j ON j.id = o.job_id
+              JOIN project p ON p.id = o.project_id",
         id,
         stream_id
     )
@@ -120,6 +123,7 @@ pub async fn open(db: &Db, id: Uuid, stream_id: &str) -> Result<Option<OpenReque
     Ok(row.map(|row| OpenRequest {
         id: row.id,
         project_id: ProjectId::from_uuid(row.project_id),
+        project: row.name,
         job_id: JobId::from_uuid(row.job_id),
         chunk_id: row.chunk_id,
         title: row.title,
@@ -127,6 +131,38 @@ pub async fn open(db: &Db, id: Uuid, stream_id: &str) -> Result<Option<OpenReque
         text: row.text,
         settings: row.settings,
         attempts: row.attempts,
+    }))
+}
+
+/// Reads a request, and whether it is still wanted. `None` if it or its chunk is gone.
+///
+/// # Errors
+/// If the statement fails.
+pub async fn find(db: &Db, id: Uuid) -> Result<Option<(bool, OpenRequest)>> {
+    let row = sqlx::query!(
+        r#"SELECT r.state IN ('pending', 'queued', 'running') AS "is_open!", r.project_id, p.name, r.job_id, r.chunk_id,
+                  r.attempts, s.title, c.headings, c.text, j.settings
+           FROM llm_request r JOIN chunk c ON c.id = r.chunk_id JOIN source s ON s.id = c.source_id
+                JOIN job j ON j.id = r.job_id JOIN project p ON p.id = r.project_id
+           WHERE r.id = $1"#,
+        id
+    )
+    .fetch_optional(db.pool())
+    .await?;
+    Ok(row.map(|row| {
+        let request = OpenRequest {
+            id,
+            project_id: ProjectId::from_uuid(row.project_id),
+            project: row.name,
+            job_id: JobId::from_uuid(row.job_id),
+            chunk_id: row.chunk_id,
+            title: row.title,
+            headings: row.headings,
+            text: row.text,
+            settings: row.settings,
+            attempts: row.attempts,
+        };
+        (row.is_open, request)
     }))
 }
 

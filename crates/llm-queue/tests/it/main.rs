@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't set up fails")]
 
 mod faults;
+mod lease;
 mod send;
 mod worker;
 

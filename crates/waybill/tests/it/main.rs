@@ -14,6 +14,7 @@ mod llm_server;
 #[cfg(feature = "embedded")]
 mod place;
 mod program;
+mod python_worker;
 #[cfg(feature = "embedded")]
 mod up;
 mod world;

@@ -1,5 +1,7 @@
 //! The proto on one side, Postgres on the other.
 
+mod submit;
+
 use std::{pin::Pin, sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use prost_types::Timestamp;
@@ -7,13 +9,15 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 use waybill_api::extraction::v1::{
-    self as proto, CancelJobRequest, GetEntityRequest, GetEntityResponse, GetExtractionRequest, GetJobRequest,
-    GetWorkerStatusRequest, GetWorkerStatusResponse, ListEntitiesRequest, ListEntitiesResponse, ListExtractionsRequest,
-    ListExtractionsResponse, ListJobsRequest, ListJobsResponse, RejectExtractionsRequest, RejectExtractionsResponse,
-    StartExtractionRequest, WatchJobRequest, extraction_service_server::ExtractionService,
+    self as proto, BeginRequestRequest, BeginRequestResponse, CancelJobRequest, GetEntityRequest, GetEntityResponse,
+    GetExtractionRequest, GetJobRequest, GetWorkerStatusRequest, GetWorkerStatusResponse, ListEntitiesRequest,
+    ListEntitiesResponse, ListExtractionsRequest, ListExtractionsResponse, ListJobsRequest, ListJobsResponse,
+    RejectExtractionsRequest, RejectExtractionsResponse, ReportFailureRequest, ReportFailureResponse,
+    StartExtractionRequest, SubmitResponseRequest, SubmitResponseResponse, WatchJobRequest,
+    extraction_service_server::ExtractionService,
 };
 use waybill_domain::{EntityId, ErrorClass, ExtractionId, JobId, JobState, ProjectId, ProjectName};
-use waybill_llm::ExtractionSettings;
+use waybill_llm::{ExtractionSettings, limits::MAX_ENTITY_NAME_BYTES};
 use waybill_runtime::{Shutdown, status};
 use waybill_storage::{
     Bell, Db, StorageError,
@@ -22,6 +26,7 @@ use waybill_storage::{
     projects,
 };
 
+pub(crate) use self::submit::ForeignWorkers;
 use crate::governor::Governor;
 
 /// The service's full name.
@@ -45,6 +50,7 @@ pub(crate) struct Grpc {
     model: String,
     bell: Bell,
     shutdown: Shutdown,
+    foreign: ForeignWorkers,
 }
 
 impl Grpc {
@@ -55,8 +61,9 @@ impl Grpc {
         model: String,
         bell: Bell,
         shutdown: Shutdown,
+        foreign: ForeignWorkers,
     ) -> Self {
-        Self { db, governor, provider, model, bell, shutdown }
+        Self { db, governor, provider, model, bell, shutdown, foreign }
     }
 
     async fn project(&self, name: &str) -> Result<ProjectId, Status> {
@@ -197,6 +204,7 @@ impl ExtractionService for Grpc {
             entity_id: None,
             id: None,
         };
+        submit::check_line("entity", &request.entity, 0, MAX_ENTITY_NAME_BYTES)?;
         let mut filters = vec![filter];
         if !request.entity.is_empty() {
             let canonical = waybill_llm::canonical_name(&request.entity);
@@ -302,6 +310,27 @@ impl ExtractionService for Grpc {
             failed_count: large(self.governor.failed.load(Ordering::Relaxed)),
             throttled_count: large(self.governor.throttled.load(Ordering::Relaxed)),
         }))
+    }
+
+    async fn begin_request(
+        &self,
+        request: Request<BeginRequestRequest>,
+    ) -> Result<Response<BeginRequestResponse>, Status> {
+        self.foreign.begin(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn submit_response(
+        &self,
+        request: Request<SubmitResponseRequest>,
+    ) -> Result<Response<SubmitResponseResponse>, Status> {
+        self.foreign.submit(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn report_failure(
+        &self,
+        request: Request<ReportFailureRequest>,
+    ) -> Result<Response<ReportFailureResponse>, Status> {
+        self.foreign.report(request.into_inner()).await.map(Response::new)
     }
 }
 
