@@ -52,9 +52,16 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
         "find what redis lost",
         sweep::run(deps.db.clone(), deps.queue.clone(), config.clone(), bell.clone(), shutdown.soft()),
     );
-    let worker = Worker::new(config, deps.clone(), provider, Arc::clone(&governor), bell.clone());
-    let service =
-        Grpc::new(deps.db, Arc::clone(&governor), worker.provider_name(), worker.model(), bell, shutdown.clone());
+    let worker = Worker::new(config.clone(), deps.clone(), provider, Arc::clone(&governor), bell.clone());
+    let service = Grpc::new(
+        config,
+        deps.db,
+        Arc::clone(&governor),
+        worker.provider_name(),
+        worker.model(),
+        bell,
+        shutdown.clone(),
+    );
     tasks.spawn("worker", worker.run(shutdown.clone()));
     let routes = Routes::new(ExtractionServiceServer::new(service));
     let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET);
