@@ -8,6 +8,8 @@ mod grpc;
 mod provider;
 mod sweep;
 mod worker;
+#[cfg(test)]
+mod worker_tests;
 
 use std::sync::Arc;
 
