@@ -87,7 +87,8 @@ impl TryFrom<Row> for Source {
 
 // `index_state` is asked by subqueries: for a join the planner, as long as it has no fresh
 // statistics, takes the sink and the kind for selective and reads all of their rows for each chunk.
-// So are the open requests, and with LIMIT: an EXISTS may become a hash of all that are open.
+// And all of it stands in subqueries with LIMIT: of an EXISTS the planner may make a hash of every
+// chunk there is.
 
 /// Returns a source, with its readable text if `with_text`.
 ///
@@ -98,11 +99,11 @@ pub async fn get(db: &Db, id: SourceId, with_text: bool) -> Result<Option<Source
         Row,
         r#"SELECT s.id, s.project_id, s.uri, s.title, s.media_type, s.metadata, s.content_hash,
                   CASE WHEN $2 THEN s.text END AS text, s.state, s.chunk_count, s.version, s.created_at, s.updated_at, s.job_id,
-                  NOT EXISTS (
-                      SELECT FROM chunk c
-                      WHERE c.source_id = s.id AND (
-                          SELECT i.version >= c.version FROM index_state i
-                          WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE) AS "indexed!",
+                  (SELECT true FROM chunk c
+                   WHERE c.source_id = s.id AND (
+                       SELECT i.version >= c.version FROM index_state i
+                       WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE
+                   LIMIT 1) IS NULL AS "indexed!",
                   (SELECT true FROM chunk c
                    WHERE c.source_id = s.id AND (
                        SELECT true FROM llm_request r
@@ -175,11 +176,11 @@ async fn scan(db: &Db, project: ProjectId, filter: &SourceFilter, after: &str, l
         Row,
         r#"SELECT s.id, s.project_id, s.uri, s.title, s.media_type, s.metadata, s.content_hash, NULL::text AS text, s.state,
                   s.chunk_count, s.version, s.created_at, s.updated_at, s.job_id,
-                  NOT EXISTS (
-                      SELECT FROM chunk c
-                      WHERE c.source_id = s.id AND (
-                          SELECT i.version >= c.version FROM index_state i
-                          WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE) AS "indexed!",
+                  (SELECT true FROM chunk c
+                   WHERE c.source_id = s.id AND (
+                       SELECT i.version >= c.version FROM index_state i
+                       WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE
+                   LIMIT 1) IS NULL AS "indexed!",
                   (SELECT true FROM chunk c
                    WHERE c.source_id = s.id AND (
                        SELECT true FROM llm_request r

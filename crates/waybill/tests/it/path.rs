@@ -42,12 +42,12 @@ fn settings(url: &str) -> String {
 }
 
 /// Writes documents of one passage each.
-fn write(world: &World, folder: &str, count: usize) -> std::path::PathBuf {
-    let folder = world.dir.path().join(folder);
+fn write(world: &World, name: &str, count: usize) -> std::path::PathBuf {
+    let folder = world.dir.path().join(name);
     std::fs::create_dir_all(&folder).unwrap();
     for number in 0..count {
-        let text = format!("This is sentence number {number} of the documents in {}.", folder.display());
-        std::fs::write(folder.join(format!("{number}.txt")), text).unwrap();
+        let text = format!("This is sentence number {number} of the {name} documents.");
+        std::fs::write(folder.join(format!("{name}-{number}.txt")), text).unwrap();
     }
     folder
 }
@@ -167,7 +167,7 @@ async fn a_request_bears_the_trace_of_the_call_that_asked_for_it_to_its_end() {
     let dead: Vec<&ExtractionRequest> =
         requests.iter().filter(|request| request.state() == RequestState::Dead).collect();
     assert!(dead.len() == 1 && dead[0].last_error.contains("on purpose"), "{dead:?}");
-    assert_eq!((dead[0].last_error_class.as_str(), dead[0].source_uri.as_str()), ("permanent", "0.txt"));
+    assert_eq!((dead[0].last_error_class.as_str(), dead[0].source_uri.as_str()), ("permanent", "docs-0.txt"));
     let only_done = ListRequestsRequest { state: RequestState::Done.into(), ..asked_for };
     for done in pages(&mut client, only_done).await {
         assert_eq!((done.model.as_str(), done.fact_count, done.prompt_tokens), ("test", 1, 100), "{done:?}");
