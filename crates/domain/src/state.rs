@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 ///     └────▶ failed (from any but indexed)
 /// ```
 ///
-/// `Indexed` is never stored: it is derived from what the vector store confirmed.
+/// `Extracting` and `Indexed` are never stored. A source is extracting while requests for its
+/// chunks are open, whether the vector store has them already or not; it is indexed when none is,
+/// and the vector store has confirmed each chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceState {

@@ -3,6 +3,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use waybill_llm::OpenAiConfig;
 
+/// Models that may be listed: more than anybody serves.
+const MODELS_MAX: usize = 64;
+
 /// Who answers requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -25,6 +28,8 @@ pub struct Config {
     pub provider: ProviderName,
     /// The server of the provider `openai`.
     pub openai: OpenAiConfig,
+    /// Models that a job may name, besides that of the provider; none listed: any.
+    pub models: Vec<String>,
     /// The fewest calls under way that the limit falls to.
     pub concurrency_min: usize,
     /// The most calls under way that the limit grows to.
@@ -63,6 +68,7 @@ impl Default for Config {
             worker_enabled: true,
             provider: ProviderName::default(),
             openai: OpenAiConfig::default(),
+            models: Vec::new(),
             concurrency_min: 1,
             concurrency_max: 32,
             concurrency_start: 4,
@@ -95,6 +101,12 @@ impl Config {
         if self.provider == ProviderName::Openai {
             self.openai.validate().map_err(|error| error.to_string())?;
         }
+        if self.models.len() > MODELS_MAX {
+            return Err(format!("models is {} names: list {MODELS_MAX} or less", self.models.len()));
+        }
+        if self.models.iter().any(|model| model.trim().is_empty()) {
+            return Err("models is a list with an empty name: name models of the server's, or none".to_owned());
+        }
         at_least("concurrency_min", self.concurrency_min as u64, 1)?;
         at_least("concurrency_start", self.concurrency_start as u64, self.concurrency_min as u64)?;
         at_least("concurrency_max", self.concurrency_max as u64, self.concurrency_start as u64)?;
@@ -113,6 +125,17 @@ impl Config {
         at_least("reclaim_after_ms", self.reclaim_after_ms, self.heartbeat_ms * 3)?;
         at_least("poll_ms", self.poll_ms, 1)?;
         at_least("sweep_every_ms", self.sweep_every_ms, 10)
+    }
+
+    /// Says whether a job may name `model`; an error says which it may.
+    pub(crate) fn check_model(&self, model: &str) -> Result<(), String> {
+        let is_allowed = self.models.is_empty()
+            || self.models.iter().any(|allowed| allowed == model)
+            || self.provider == ProviderName::Openai && self.openai.model == model;
+        if is_allowed {
+            return Ok(());
+        }
+        Err(format!("model {model:?} is not allowed here: name one of {}, or none", self.models.join(", ")))
     }
 
     pub(crate) const fn heartbeat(&self) -> Duration {
@@ -137,8 +160,20 @@ mod tests {
         assert_eq!(Config::default().validate(), Ok(()));
         let wrong = Config { reclaim_after_ms: 1_000, ..Config::default() };
         assert!(wrong.validate().unwrap_err().starts_with("reclaim_after_ms is 1000"));
+        let wrong = Config { models: vec![" ".to_owned()], ..Config::default() };
+        assert!(wrong.validate().unwrap_err().starts_with("models is"));
         let openai = waybill_llm::OpenAiConfig { base_url: "no url".to_owned(), ..Default::default() };
         let wrong = Config { provider: ProviderName::Openai, openai, ..Config::default() };
         assert!(wrong.validate().unwrap_err().starts_with("openai.base_url"));
+    }
+
+    #[test]
+    fn a_job_may_name_what_is_listed_and_the_provider_s_own() {
+        let openai = waybill_llm::OpenAiConfig { model: "own".to_owned(), ..Default::default() };
+        let any = Config { provider: ProviderName::Openai, openai, ..Config::default() };
+        assert_eq!(any.check_model("whatever"), Ok(()));
+        let some = Config { models: vec!["large".to_owned()], ..any };
+        assert_eq!((some.check_model("large"), some.check_model("own")), (Ok(()), Ok(())));
+        assert!(some.check_model("other").unwrap_err().contains("\"other\" is not allowed here: name one of large"));
     }
 }

@@ -122,6 +122,8 @@ impl Governor {
     /// Takes note of how a call ended.
     pub(crate) fn ended(&self, latency: Duration, result: Result<(), &LlmError>) {
         let now = Instant::now();
+        // That it was a repair is nothing to the provider's health.
+        let result = result.map_err(LlmError::cause);
         let mut state = self.lock();
         let in_flight = self.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.freed.notify_one();

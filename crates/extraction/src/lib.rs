@@ -8,6 +8,8 @@ mod grpc;
 mod provider;
 mod sweep;
 mod worker;
+#[cfg(test)]
+mod worker_tests;
 
 use std::sync::Arc;
 
@@ -57,13 +59,12 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
         sweep::run(deps.db.clone(), deps.queue.clone(), config.clone(), bell.clone(), shutdown.soft()),
     );
     let foreign = ForeignWorkers::new(config.clone(), deps.clone(), provider.clone(), bell.clone());
-    let worker_enabled = config.worker_enabled;
-    let worker = Worker::new(config, deps.clone(), provider, Arc::clone(&governor), bell.clone());
+    let worker = Worker::new(config.clone(), deps.clone(), provider, Arc::clone(&governor), bell.clone());
     let (provider, model) = (worker.provider_name(), worker.model());
-    let service = Grpc::new(deps.db, Arc::clone(&governor), provider, model, bell, shutdown.clone(), foreign);
-    if worker_enabled {
+    if config.worker_enabled {
         tasks.spawn("worker", worker.run(shutdown.clone()));
     }
+    let service = Grpc::new(config, deps.db, Arc::clone(&governor), provider, model, bell, shutdown.clone(), foreign);
     let routes = Routes::new(ExtractionServiceServer::new(service));
     let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET);
     let served = serve(listener, routes, options, shutdown.clone()).await;

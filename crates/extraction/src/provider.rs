@@ -15,6 +15,12 @@ pub(crate) struct Provider {
 }
 
 impl Provider {
+    /// A provider whose tokens cost what `prices` say.
+    #[cfg(test)]
+    pub(crate) fn of(llm: impl LlmProvider + 'static, prices: waybill_llm::OpenAiConfig) -> Self {
+        Self { llm: Arc::new(llm), prices: Some(prices) }
+    }
+
     pub(crate) fn cost(&self, usage: Usage) -> f64 {
         self.prices.as_ref().map_or(0.0, |prices| prices.cost(usage))
     }

@@ -16,15 +16,16 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 use uuid::Uuid;
 use waybill_domain::{Backoff, ErrorClass};
-use waybill_llm::{Answer, ExtractionSettings, ExtractionTask, LlmError, PROMPT_VERSION};
+use waybill_llm::{Answer, ExtractionSettings, ExtractionTask, LlmError, PROMPT_VERSION, Usage};
 use waybill_llm_queue::{Claimed, LlmQueue, Priority};
-use waybill_runtime::Shutdown;
+use waybill_runtime::{Shutdown, trace};
 use waybill_storage::{
     Bell, Db, StorageError,
     extractions::{self, NewEntity, NewFact, Outcome},
-    requests::{self, Failure, OpenRequest},
+    requests::{self, Failure, OpenRequest, Spent},
 };
 
 use crate::{
@@ -65,6 +66,12 @@ struct Work {
     provider: Provider,
     governor: Arc<Governor>,
     bell: Bell,
+}
+
+/// What is handled: a request, and the trace of the transaction that made it.
+struct Passage {
+    id: Uuid,
+    trace_id: Option<String>,
 }
 
 /// How the handling of a message ended.
@@ -186,9 +193,12 @@ impl Worker {
             }
         }
         let (work, held, soft) = (Arc::clone(&self.work), Arc::clone(&self.held), soft.clone());
+        let span = tracing::info_span!("llm_request", llm_request = %id);
+        let trace_id = claimed.message.headers.as_deref().and_then(|headers| trace::resume(&span, headers));
         running.spawn(async move {
             // What is left alone stays with what is held, and is handed back at the end.
-            if work.handle(&claimed, &soft).await == Ended::Finished {
+            let passage = Passage { id, trace_id };
+            if work.handle(&claimed, &passage, &soft).instrument(span).await == Ended::Finished {
                 let messages = held.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                 work.finish(&messages.unwrap_or_default()).await;
             }
@@ -263,8 +273,8 @@ impl Heartbeat {
 
 impl Work {
     /// Handles one message until its request is finished.
-    async fn handle(&self, claimed: &Claimed, soft: &CancellationToken) -> Ended {
-        let id = claimed.message.request_id;
+    async fn handle(&self, claimed: &Claimed, passage: &Passage, soft: &CancellationToken) -> Ended {
+        let id = passage.id;
         let mut waits = 0;
         let request = loop {
             match requests::open(&self.db, id, &claimed.stream_id).await {
@@ -277,10 +287,17 @@ impl Work {
                 }
             }
         };
+        let refused = |message| self.failure(passage, None, message);
         let task = match task_of(&request) {
             Ok(task) => task,
-            Err(error) => return self.give_up(id, &self.refused(format!("the job's settings: {error}")), soft).await,
+            Err(error) => return self.give_up(id, &refused(format!("the job's settings: {error}")), soft).await,
         };
+        let model = task.settings.model.as_deref();
+        if let Some(Err(problem)) = model.map(|model| self.config.check_model(model)) {
+            return self
+                .give_up(id, &self.failure(passage, model, format!("the job's settings: {problem}")), soft)
+                .await;
+        }
         loop {
             if !self.take_turn(&task, soft).await {
                 return Ended::LeftAlone;
@@ -290,13 +307,15 @@ impl Work {
             // A panic over one passage must not end the worker, nor go around for ever.
             let Ok(result) = AssertUnwindSafe(self.provider.llm.extract(&task)).catch_unwind().await else {
                 tracing::error!(request = %id, "the provider panicked");
-                return self.give_up(id, &self.refused("the provider panicked".to_owned()), soft).await;
+                let failure = self.failure(passage, model, "the provider panicked".to_owned());
+                return self.give_up(id, &failure, soft).await;
             };
             call.ended(begun.elapsed(), &result);
             match result {
-                Ok(answer) => return self.store(id, &answer, soft).await,
+                Ok(answer) => return self.store(passage, &answer, soft).await,
                 Err(error) => {
-                    if let Some(ended) = self.on_failure(id, &error, soft).await {
+                    let failure = self.failure_of(&error, passage, model);
+                    if let Some(ended) = self.on_failure(id, &error, failure, soft).await {
                         return ended;
                     }
                 }
@@ -325,8 +344,13 @@ impl Work {
     }
 
     /// Records a failed call and waits until the next. `Some` if there is none.
-    async fn on_failure(&self, id: Uuid, error: &LlmError, soft: &CancellationToken) -> Option<Ended> {
-        let failure = failure_of(error, self.provider.llm.model());
+    async fn on_failure(
+        &self,
+        id: Uuid,
+        error: &LlmError,
+        mut failure: Failure,
+        soft: &CancellationToken,
+    ) -> Option<Ended> {
         let counts = error.class() != ErrorClass::Throttled;
         tracing::debug!(request = %id, %error, class = %error.class(), "call failed");
         let mut waits = 0;
@@ -342,6 +366,8 @@ impl Work {
                 }
             }
         };
+        // Noted, and not to be noted twice.
+        failure.spent = Spent::default();
         let Some(wait) = retry_wait(&self.config, error.class(), attempts) else {
             return Some(self.give_up(id, &failure, soft).await);
         };
@@ -371,11 +397,13 @@ impl Work {
     }
 
     /// Stores an answer. One that came late is taken like any other, if it is still wanted.
-    async fn store(&self, id: Uuid, answer: &Answer, soft: &CancellationToken) -> Ended {
-        let outcome = outcome_of(answer, self.provider.cost(answer.usage));
+    async fn store(&self, passage: &Passage, answer: &Answer, soft: &CancellationToken) -> Ended {
+        let id = passage.id;
+        let outcome = outcome_of(answer, spent(&self.provider, answer.usage));
+        let headers = trace::headers_as_json();
         let mut waits = 0;
         loop {
-            match extractions::complete(&self.db, id, &outcome, None).await {
+            match extractions::complete(&self.db, id, &outcome, headers.as_deref()).await {
                 Ok(stored) => {
                     if stored {
                         self.governor.done.fetch_add(1, Ordering::Relaxed);
@@ -384,7 +412,9 @@ impl Work {
                     return Ended::Finished;
                 }
                 Err(error) if error.class() == ErrorClass::Permanent => {
-                    let failure = self.refused(format!("the answer can't be stored: {error}"));
+                    let message = format!("the answer can't be stored: {error}");
+                    let failure = self.failure(passage, Some(&answer.model), message);
+                    let failure = Failure { spent: spent(&self.provider, answer.usage), ..failure };
                     return self.give_up(id, &failure, soft).await;
                 }
                 Err(error) => {
@@ -404,15 +434,25 @@ impl Work {
         }
     }
 
-    /// A failure that no other call can mend.
-    fn refused(&self, message: String) -> Failure {
+    /// A failure that no other call can mend. `model` as the task names it.
+    fn failure(&self, passage: &Passage, model: Option<&str>, message: String) -> Failure {
         Failure {
             message,
             class: ErrorClass::Permanent,
             excerpt: None,
-            model: self.provider.llm.model().to_owned(),
+            model: model.unwrap_or_else(|| self.provider.llm.model()).to_owned(),
             prompt_version: PROMPT_VERSION.to_owned(),
-            trace_id: None,
+            trace_id: passage.trace_id.clone(),
+            spent: Spent::default(),
+        }
+    }
+
+    fn failure_of(&self, error: &LlmError, passage: &Passage, model: Option<&str>) -> Failure {
+        Failure {
+            class: error.class(),
+            excerpt: error.excerpt().map(str::to_owned),
+            spent: spent(&self.provider, error.usage()),
+            ..self.failure(passage, model, error.to_string())
         }
     }
 
@@ -472,21 +512,19 @@ pub(crate) fn task_of(request: &OpenRequest) -> Result<ExtractionTask, serde_jso
     })
 }
 
-fn failure_of(error: &LlmError, model: &str) -> Failure {
-    Failure {
-        message: error.to_string(),
-        class: error.class(),
-        excerpt: error.excerpt().map(str::to_owned),
-        model: model.to_owned(),
-        prompt_version: PROMPT_VERSION.to_owned(),
-        trace_id: None,
+/// Prices what a call used.
+pub(crate) fn spent(provider: &Provider, usage: Usage) -> Spent {
+    let count = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
+    Spent {
+        prompt_tokens: count(usage.prompt_tokens),
+        completion_tokens: count(usage.completion_tokens),
+        cost: provider.cost(usage),
     }
 }
 
 /// Returns what is stored of an answer, whoever gave it.
-pub(crate) fn outcome_of(answer: &Answer, cost: f64) -> Outcome {
+pub(crate) fn outcome_of(answer: &Answer, spent: Spent) -> Outcome {
     let dropped = &answer.extraction.dropped;
-    let count = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
     Outcome {
         facts: answer
             .extraction
@@ -513,15 +551,12 @@ pub(crate) fn outcome_of(answer: &Answer, cost: f64) -> Outcome {
                     .collect(),
             })
             .collect(),
-        dropped: dropped
-            .quote_not_found
-            .saturating_add(dropped.too_many)
-            .saturating_add(dropped.too_long)
-            .saturating_add(dropped.malformed),
+        facts_dropped: dropped.fact_reasons().collect(),
+        entities_dropped: dropped.entity_reasons().collect(),
         model: answer.model.clone(),
         prompt_version: PROMPT_VERSION.to_owned(),
-        prompt_tokens: count(answer.usage.prompt_tokens),
-        completion_tokens: count(answer.usage.completion_tokens),
-        cost,
+        prompt_tokens: spent.prompt_tokens,
+        completion_tokens: spent.completion_tokens,
+        cost: spent.cost,
     }
 }

@@ -48,6 +48,7 @@ pub(crate) fn source(source: Source, project: &ProjectName) -> proto::Source {
         create_time: Some(timestamp(source.created_at.timestamp(), source.created_at.timestamp_subsec_nanos())),
         update_time: Some(timestamp(source.updated_at.timestamp(), source.updated_at.timestamp_subsec_nanos())),
         text: source.text,
+        job_id: source.job_id.map(|id| id.to_string()).unwrap_or_default(),
     }
 }
 

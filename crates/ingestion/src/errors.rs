@@ -11,6 +11,9 @@ use waybill_storage::{StorageError, sources::PutError};
 
 use crate::service::Refusal;
 
+/// The JSON object that goes with the outbox rows of this call.
+pub(crate) use waybill_runtime::trace::headers_as_json as outbox_headers;
+
 /// When to try again after Postgres was away or busy.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -62,15 +65,4 @@ pub(crate) fn of_item(status: &Status) -> proto::PutError {
         .map(|violation| violation.field)
         .unwrap_or_default();
     proto::PutError { code: status.code().into(), message: status.message().to_owned(), field }
-}
-
-/// Returns the JSON object that goes with the outbox rows of this call.
-pub(crate) fn outbox_headers() -> Option<String> {
-    let headers = waybill_runtime::trace::headers();
-    if headers.is_empty() {
-        return None;
-    }
-    let object: serde_json::Map<String, serde_json::Value> =
-        headers.into_iter().map(|(name, value)| (name, value.into())).collect();
-    Some(serde_json::Value::Object(object).to_string())
 }

@@ -6,6 +6,7 @@ use prost_types::{Struct, Value as ProtoValue, value::Kind};
 use serde_json::{Map, Number, Value};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+use uuid::Uuid;
 use waybill_api::ingestion::v1::{MediaType as ProtoMediaType, PutSourceRequest, SourceState as ProtoState};
 use waybill_domain::{ContentHash, MediaType, ProjectId, ProjectName, SourceState};
 use waybill_runtime::status;
@@ -69,6 +70,7 @@ pub(crate) struct Header {
     pub(crate) media_type: MediaType,
     pub(crate) metadata: Value,
     pub(crate) request_id: Option<String>,
+    pub(crate) job_id: Option<Uuid>,
 }
 
 /// A put that was checked.
@@ -97,6 +99,7 @@ impl Header {
         text(&field("request_id"), &request.request_id, MAX_REQUEST_ID_BYTES, violations);
         let media_type = media_type(&field("media_type"), request.media_type, violations);
         let metadata = metadata(&field("metadata"), request.metadata.as_ref(), violations);
+        let job_id = job_id(&field("job_id"), &request.job_id, violations);
         Some(Self {
             project: project?,
             uri: request.uri.clone(),
@@ -104,6 +107,7 @@ impl Header {
             media_type: media_type?,
             metadata: metadata?,
             request_id: Some(request.request_id.clone()).filter(|id| !id.is_empty()),
+            job_id,
         })
     }
 
@@ -134,6 +138,7 @@ impl Header {
             content_hash,
             chunker: chunker.to_owned(),
             request,
+            job_id: self.job_id,
         };
         Ok(Put { project: self.project, key, body })
     }
@@ -191,6 +196,18 @@ fn text(field: &str, text: &str, max_bytes: usize, violations: &mut Violations) 
     if text.contains('\0') {
         violations.add(field, "has U+0000, which cannot be stored: remove it");
     }
+}
+
+fn job_id(field: &str, id: &str, violations: &mut Violations) -> Option<Uuid> {
+    if id.is_empty() {
+        return None;
+    }
+    let read = Uuid::try_parse(id);
+    if read.is_err() {
+        let shown: String = id.chars().take(80).collect();
+        violations.add(field, format!("{shown:?} is no UUID: make one for a run of puts, or leave it out"));
+    }
+    read.ok()
 }
 
 fn media_type(field: &str, value: i32, violations: &mut Violations) -> Option<MediaType> {

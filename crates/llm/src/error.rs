@@ -2,7 +2,7 @@ use std::{fmt, time::Duration};
 
 use waybill_domain::ErrorClass;
 
-use crate::limits::MAX_ANSWER_BYTES;
+use crate::{Usage, limits::MAX_ANSWER_BYTES};
 
 /// How much of an unusable answer is kept, in characters.
 const MAX_EXCERPT_CHARS: usize = 300;
@@ -49,6 +49,16 @@ pub enum LlmError {
         problem: String,
         /// How it begins.
         excerpt: Excerpt,
+        /// What was used up all the same, over all requests of the call.
+        usage: Usage,
+    },
+    /// An answer arrived that could not be used, and asking for a better one failed.
+    #[error("{error}")]
+    Repair {
+        /// Why that failed.
+        error: Box<LlmError>,
+        /// What the first answer used up.
+        usage: Usage,
     },
     /// The answer is longer than [`MAX_ANSWER_BYTES`].
     #[error("llm server sent an answer longer than {MAX_ANSWER_BYTES} bytes")]
@@ -59,15 +69,46 @@ impl LlmError {
     /// Makes the error for an answer that cannot be used; keeps its beginning.
     #[must_use]
     pub fn bad_answer(problem: impl Into<String>, answer: &str) -> Self {
-        Self::BadAnswer { problem: problem.into(), excerpt: Excerpt::of(answer) }
+        Self::BadAnswer { problem: problem.into(), excerpt: Excerpt::of(answer), usage: Usage::default() }
+    }
+
+    /// Adds what was used up before the call failed.
+    pub(crate) fn after(self, spent: Usage) -> Self {
+        match self {
+            Self::BadAnswer { problem, excerpt, usage } => {
+                Self::BadAnswer { problem, excerpt, usage: usage.plus(spent) }
+            }
+            Self::Repair { error, usage } => Self::Repair { error, usage: usage.plus(spent) },
+            error if spent == Usage::default() => error,
+            error => Self::Repair { error: Box::new(error), usage: spent },
+        }
+    }
+
+    /// Returns what the call used up although it failed; zero where the server didn't say.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        match self {
+            Self::BadAnswer { usage, .. } | Self::Repair { usage, .. } => *usage,
+            _ => Usage::default(),
+        }
+    }
+
+    /// Returns what went wrong last: the error itself, or that of a repair.
+    #[must_use]
+    pub fn cause(&self) -> &Self {
+        match self {
+            Self::Repair { error, .. } => error.cause(),
+            error => error,
+        }
     }
 
     /// Says what the failure means for what comes next.
     #[must_use]
-    pub const fn class(&self) -> ErrorClass {
+    pub fn class(&self) -> ErrorClass {
         match self {
             Self::Config { .. } | Self::Refused { .. } | Self::TooLarge => ErrorClass::Permanent,
             Self::Throttled { .. } => ErrorClass::Throttled,
+            Self::Repair { error, .. } => error.class(),
             // A model asked again may well write valid JSON; the attempts bound how often.
             Self::BadAnswer { .. } | Self::Timeout | Self::Unavailable(_) => ErrorClass::Transient,
         }
@@ -75,8 +116,8 @@ impl LlmError {
 
     /// Returns how long the server asked to wait, if it did.
     #[must_use]
-    pub const fn retry_after(&self) -> Option<Duration> {
-        match self {
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.cause() {
             Self::Throttled { retry_after } => *retry_after,
             _ => None,
         }

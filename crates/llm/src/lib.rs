@@ -26,7 +26,7 @@ pub use config::OpenAiConfig;
 pub use error::{Excerpt, LlmError};
 pub use openai::OpenAi;
 pub use prompt::{PROMPT_VERSION, answer_schema, prompt_messages};
-pub use provider::{Answer, Dropped, EntityMention, Extraction, Fact, LlmProvider, Usage};
+pub use provider::{Answer, Dropped, DroppedEntities, EntityMention, Extraction, Fact, LlmProvider, Usage};
 pub use read::read_extraction;
 pub use rules::Rules;
 pub use task::{ExtractionSettings, ExtractionTask};

@@ -117,7 +117,7 @@ impl OpenAi {
             completion_tokens: tokens.completion_tokens.unwrap_or_default(),
         });
         let Some(choice) = completion.choices.into_iter().next() else {
-            return Err(self.server.bad_answer("no choices", ""));
+            return Err(self.server.bad_answer("no choices", "").after(usage));
         };
         let cut = choice.finish_reason.as_deref() == Some("length");
         Ok(Written { text: choice.message.content.unwrap_or_default(), cut, usage })
@@ -150,13 +150,13 @@ impl LlmProvider for OpenAi {
             // The task itself was accepted, so it is the longer conversation that was not.
             Err(LlmError::Refused { status, .. }) => {
                 let problem = format!("{problem}; the repair was refused with status {status}");
-                return Err(self.server.bad_answer(problem, &first.text));
+                return Err(self.server.bad_answer(problem, &first.text).after(first.usage));
             }
-            second => second?,
+            second => second.map_err(|error| error.after(first.usage))?,
         };
         match read_extraction(&second.text, &task.text, &task.settings) {
             Ok(extraction) => Ok(answer(extraction, first.usage.plus(second.usage), true)),
-            Err(problem) => Err(self.server.bad_answer(problem, &second.text)),
+            Err(problem) => Err(self.server.bad_answer(problem, &second.text).after(first.usage.plus(second.usage))),
         }
     }
 }

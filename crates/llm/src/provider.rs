@@ -101,10 +101,52 @@ pub struct EntityMention {
 pub struct Dropped {
     /// Facts whose quote does not stand in the chunk.
     pub quote_not_found: u32,
-    /// Facts or entities beyond the number that is kept.
+    /// Facts beyond the number that is kept.
     pub too_many: u32,
-    /// Facts, parts of facts or entities that are too long.
+    /// Facts or parts of facts that are too long.
     pub too_long: u32,
-    /// Facts or entities that miss something or have a type that is not asked for.
+    /// Facts that miss something or have a type that is not asked for.
     pub malformed: u32,
+    /// Entities of facts that were kept.
+    pub entities: DroppedEntities,
+}
+
+/// How many entities of the facts that were kept were not kept with them, and why.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DroppedEntities {
+    /// Those whose name is missing, or holds nothing that can be compared.
+    pub empty_name: u32,
+    /// Those whose name is too long.
+    pub name_too_long: u32,
+    /// Those of a type that is not asked for, or is none.
+    pub unknown_type: u32,
+    /// Those beyond the number that is kept of a fact.
+    pub too_many: u32,
+    /// What is no entity at all.
+    pub malformed: u32,
+}
+
+impl Dropped {
+    /// Lists the reasons why facts or parts of them were dropped, with how many, without zeros.
+    pub fn fact_reasons(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        let reasons = [
+            ("quote_not_found", self.quote_not_found),
+            ("too_many", self.too_many),
+            ("too_long", self.too_long),
+            ("malformed", self.malformed),
+        ];
+        reasons.into_iter().filter(|(_, count)| *count > 0)
+    }
+
+    /// Lists the reasons why entities were dropped, with how many, without zeros.
+    pub fn entity_reasons(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        let reasons = [
+            ("empty_name", self.entities.empty_name),
+            ("name_too_long", self.entities.name_too_long),
+            ("unknown_type", self.entities.unknown_type),
+            ("too_many", self.entities.too_many),
+            ("malformed", self.entities.malformed),
+        ];
+        reasons.into_iter().filter(|(_, count)| *count > 0)
+    }
 }

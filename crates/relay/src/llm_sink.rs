@@ -42,7 +42,7 @@ impl LlmSink {
                 request_id: row.id,
                 project_id: row.project_id.as_uuid(),
                 job_id: Some(row.job_id.as_uuid()),
-                headers: None,
+                headers: row.headers.clone(),
             })
             .collect();
         // Should a message arrive after the lease has ended, it is a second message of a

@@ -1,11 +1,14 @@
 //! Request ids and W3C trace context: into the span of a call, and out to the next process.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::Context;
-use opentelemetry::propagation::{Extractor, Injector};
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
+use opentelemetry::trace::TraceContextExt;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tonic::metadata::{MetadataKey, MetadataMap};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
@@ -95,6 +98,34 @@ pub fn headers() -> Vec<(String, String)> {
     carrier.0
 }
 
+/// Returns [`headers`] as a JSON object, as outbox rows carry them. `None` if there are none.
+#[must_use]
+pub fn headers_as_json() -> Option<String> {
+    let headers = headers();
+    (!headers.is_empty()).then(|| {
+        let object: serde_json::Map<_, _> =
+            headers.into_iter().map(|(name, value)| (name, serde_json::Value::from(value))).collect();
+        serde_json::Value::Object(object).to_string()
+    })
+}
+
+/// Makes `span` a child of the trace, and of the request, that an outbox row's `headers` carry:
+/// what [`headers_as_json`] returned where the row was written. Returns the trace's id, 32 hex
+/// digits; `None` if the headers hold none. What is no such object counts as none.
+pub fn resume(span: &Span, headers: &str) -> Option<String> {
+    let pairs: HashMap<String, String> = serde_json::from_str(headers).ok()?;
+    // Not the global one: what an outbox row carries is W3C whoever has started telemetry here.
+    let remote = TraceContextPropagator::new().extract_with_context(&Context::new(), &pairs);
+    let trace = remote.span().span_context().clone();
+    let id = pairs.get(REQUEST_ID.as_str()).and_then(|id| RequestId::parse(id));
+    let remote = match id {
+        Some(id) => remote.with_value(id),
+        None => remote,
+    };
+    let _ = span.set_parent(remote);
+    trace.is_valid().then(|| trace.trace_id().to_string())
+}
+
 /// Sends the current span's trace context and request id with each call of a client:
 /// `SearchServiceClient::with_interceptor(channel, Propagate)`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -133,5 +164,21 @@ struct Pairs(Vec<(String, String)>);
 impl Injector for Pairs {
     fn set(&mut self, key: &str, value: String) {
         self.0.push((key.to_owned(), value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_is_resumed_from_what_an_outbox_row_carries() {
+        let headers =
+            r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "x-request-id": "r1"}"#;
+        let trace = resume(&Span::none(), headers);
+        assert_eq!(trace.as_deref(), Some("0af7651916cd43dd8448eb211c80319c"));
+        for none in ["", "{}", "[]", r#"{"traceparent": "x"}"#, r#"{"traceparent": 7}"#] {
+            assert_eq!(resume(&Span::none(), none), None, "{none}");
+        }
     }
 }

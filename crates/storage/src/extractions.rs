@@ -7,15 +7,24 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 use waybill_domain::{EntityId, ExtractionId, JobId, ProjectId};
 
-use crate::{Db, Result, sources::begin};
+use crate::{Db, Result, requests::EntitiesState, sources::begin};
+
+mod reject;
+
+pub use reject::{REJECT_STEP, reject, reject_step};
+
+/// How many, by reason. Without zeros.
+pub type Reasons = BTreeMap<&'static str, u32>;
 
 /// What came of one request.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Outcome {
     /// The facts, each resting on a quote.
     pub facts: Vec<NewFact>,
-    /// Facts that broke a rule and are not among them.
-    pub dropped: u32,
+    /// Facts, or parts of them, that broke a rule and are not among them: how many, by reason.
+    pub facts_dropped: Reasons,
+    /// Entities of these facts that broke a rule and are not in them.
+    pub entities_dropped: Reasons,
     /// The model that answered.
     pub model: String,
     /// The prompt that was used.
@@ -118,19 +127,46 @@ pub struct Entity {
     pub facts: i64,
 }
 
-/// Which facts a listing is about.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Which facts a listing or a rejection is about.
+#[derive(Debug, Clone, PartialEq)]
 pub struct FactFilter {
     /// Whose facts.
     pub project_id: ProjectId,
     /// Only those of this chunk.
     pub chunk_id: Option<Uuid>,
+    /// Only those of sources whose uris begin so.
+    pub uri_prefix: String,
     /// Only those of this job.
     pub job_id: Option<JobId>,
-    /// Only those that mention this entity.
-    pub entity_id: Option<EntityId>,
+    /// Only those of this type.
+    pub kind: Option<String>,
+    /// Only those that mention one of these entities; none given: whatever they mention.
+    pub entities: Vec<EntityId>,
+    /// Only those with less confidence.
+    pub confidence_below: Option<f32>,
     /// Only this one.
     pub id: Option<ExtractionId>,
+}
+
+impl FactFilter {
+    /// All facts of a project.
+    #[must_use]
+    pub const fn all(project_id: ProjectId) -> Self {
+        Self {
+            project_id,
+            chunk_id: None,
+            uri_prefix: String::new(),
+            job_id: None,
+            kind: None,
+            entities: Vec::new(),
+            confidence_below: None,
+            id: None,
+        }
+    }
+
+    fn entity_ids(&self) -> Vec<Uuid> {
+        self.entities.iter().map(|id| id.as_uuid()).collect()
+    }
 }
 
 /// Stores what came of a request and finishes it, in one transaction: facts of the chunk that
@@ -153,10 +189,18 @@ pub async fn complete(db: &Db, request: Uuid, outcome: &Outcome, headers: Option
     else {
         return Ok(false);
     };
+    let mut facts: BTreeMap<Uuid, &NewFact> = BTreeMap::new();
+    for fact in &outcome.facts {
+        // The same statement twice is one fact: the first counts.
+        facts.entry(ExtractionId::derive(chunk.id, &fact.kind, &fact.statement).as_uuid()).or_insert(fact);
+    }
+    let entities = facts.values().map(|fact| fact.entities.len()).sum();
+    let entities_state = EntitiesState::of(entities, total(&outcome.entities_dropped));
     let Some(job) = sqlx::query_scalar!(
         "UPDATE llm_request
          SET state = 'done', model = $2, prompt_version = $3, prompt_tokens = prompt_tokens + $4,
-             completion_tokens = completion_tokens + $5, cost = cost + $6, facts_dropped = $7, updated_at = now()
+             completion_tokens = completion_tokens + $5, cost = cost + $6, facts_dropped = $7, facts_dropped_by = $8,
+             entities_state = $9, entities_dropped = $10, updated_at = now()
          WHERE id = $1 AND state IN ('pending', 'queued', 'running') RETURNING job_id",
         request,
         outcome.model,
@@ -164,7 +208,10 @@ pub async fn complete(db: &Db, request: Uuid, outcome: &Outcome, headers: Option
         outcome.prompt_tokens,
         outcome.completion_tokens,
         outcome.cost,
-        i32::try_from(outcome.dropped).unwrap_or(i32::MAX)
+        i32::try_from(total(&outcome.facts_dropped)).unwrap_or(i32::MAX),
+        json(&outcome.facts_dropped),
+        entities_state.as_str(),
+        json(&outcome.entities_dropped)
     )
     .fetch_optional(&mut *tx)
     .await?
@@ -172,15 +219,18 @@ pub async fn complete(db: &Db, request: Uuid, outcome: &Outcome, headers: Option
         return Ok(false);
     };
     let project = ProjectId::from_uuid(chunk.project_id);
-    let mut facts: BTreeMap<Uuid, &NewFact> = BTreeMap::new();
-    for fact in &outcome.facts {
-        // The same statement twice is one fact: the first counts.
-        facts.entry(ExtractionId::derive(chunk.id, &fact.kind, &fact.statement).as_uuid()).or_insert(fact);
-    }
     replace_facts(&mut tx, chunk.id, project, job, &facts, outcome).await?;
     link_entities(&mut tx, project, &facts).await?;
     tx.commit().await?;
     Ok(true)
+}
+
+fn total(reasons: &Reasons) -> i64 {
+    reasons.values().map(|count| i64::from(*count)).sum()
+}
+
+fn json(reasons: &Reasons) -> Option<serde_json::Value> {
+    (!reasons.is_empty()).then(|| reasons.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect())
 }
 
 async fn replace_facts(
@@ -290,7 +340,7 @@ async fn link_entities(
 ///
 /// # Errors
 /// If Postgres is away or the statement fails.
-pub async fn list_facts(db: &Db, filter: FactFilter, after: Uuid, limit: i64) -> Result<Vec<Fact>> {
+pub async fn list_facts(db: &Db, filter: &FactFilter, after: Uuid, limit: i64) -> Result<Vec<Fact>> {
     let rows = sqlx::query!(
         "SELECT e.id, e.project_id, e.chunk_id, s.uri, e.job_id, e.type AS kind, e.statement, e.subject, e.predicate,
                 e.object, e.confidence, e.quote, e.quote_start, e.quote_end, e.model, e.created_at
@@ -298,17 +348,23 @@ pub async fn list_facts(db: &Db, filter: FactFilter, after: Uuid, limit: i64) ->
          WHERE e.project_id = $1 AND e.id > $2
            AND ($3::uuid IS NULL OR e.chunk_id = $3)
            AND ($4::uuid IS NULL OR e.job_id = $4)
-           AND ($5::uuid IS NULL OR EXISTS (
-               SELECT FROM extraction_entity l WHERE l.extraction_id = e.id AND l.entity_id = $5))
+           AND (cardinality($5::uuid[]) = 0 OR EXISTS (
+               SELECT FROM extraction_entity l WHERE l.extraction_id = e.id AND l.entity_id = ANY($5)))
            AND ($7::uuid IS NULL OR e.id = $7)
+           AND starts_with(s.uri, $8)
+           AND ($9::text IS NULL OR e.type = $9)
+           AND ($10::real IS NULL OR e.confidence < $10)
          ORDER BY e.id LIMIT $6",
         filter.project_id.as_uuid(),
         after,
         filter.chunk_id,
         filter.job_id.map(JobId::as_uuid),
-        filter.entity_id.map(EntityId::as_uuid),
+        &filter.entity_ids(),
         limit,
-        filter.id.map(ExtractionId::as_uuid)
+        filter.id.map(ExtractionId::as_uuid),
+        filter.uri_prefix,
+        filter.kind,
+        filter.confidence_below
     )
     .fetch_all(db.pool())
     .await?;
@@ -333,37 +389,6 @@ pub async fn list_facts(db: &Db, filter: FactFilter, after: Uuid, limit: i64) ->
             created_at: row.created_at,
         })
         .collect())
-}
-
-/// Deletes those of `ids` that are facts of `project`, and entities that no fact mentions any
-/// more. Returns how many facts. `headers` go into the outbox rows.
-///
-/// # Errors
-/// If Postgres is away or a statement fails; then nothing is deleted.
-pub async fn reject(db: &Db, project: ProjectId, ids: &[Uuid], headers: Option<&str>) -> Result<u64> {
-    let mut tx = begin(db, headers).await?;
-    let mentioned = sqlx::query_scalar!(
-        "SELECT DISTINCT l.entity_id FROM extraction_entity l JOIN extraction e ON e.id = l.extraction_id
-         WHERE e.project_id = $1 AND e.id = ANY($2) ORDER BY 1",
-        project.as_uuid(),
-        ids
-    )
-    .fetch_all(&mut *tx)
-    .await?;
-    let rejected =
-        sqlx::query!("DELETE FROM extraction WHERE project_id = $1 AND id = ANY($2)", project.as_uuid(), ids)
-            .execute(&mut *tx)
-            .await?
-            .rows_affected();
-    sqlx::query!(
-        "DELETE FROM entity e
-         WHERE e.id = ANY($1) AND NOT EXISTS (SELECT FROM extraction_entity l WHERE l.entity_id = e.id)",
-        &mentioned
-    )
-    .execute(&mut *tx)
-    .await?;
-    tx.commit().await?;
-    Ok(rejected)
 }
 
 /// Returns an entity of a project.

@@ -36,6 +36,8 @@ pub struct Hydrated {
     pub metadata: Map<String, Value>,
     /// When the source last changed; of an entity, when it was made.
     pub source_updated_at: DateTime<Utc>,
+    /// What made it: of a chunk the run of puts, if the client named one; of a fact its job.
+    pub job_id: Option<Uuid>,
 }
 
 /// Loads the rows among `keys` that exist, in no particular order. Requests are no hits.
@@ -64,7 +66,7 @@ pub async fn rows(db: &Db, keys: &[(Kind, Uuid)]) -> Result<Vec<Hydrated>> {
 pub async fn chunks(db: &Db, ids: &[Uuid]) -> Result<Vec<Hydrated>> {
     let rows = sqlx::query!(
         "SELECT c.id, c.project_id, c.version, c.headings, c.text, c.start_byte, c.end_byte,
-                s.uri, s.title, s.metadata, s.updated_at
+                s.uri, s.title, s.metadata, s.updated_at, c.job_id
          FROM chunk c
          JOIN source s ON s.id = c.source_id
          WHERE c.id = ANY($1)",
@@ -88,6 +90,7 @@ pub async fn chunks(db: &Db, ids: &[Uuid]) -> Result<Vec<Hydrated>> {
             source_title: row.title,
             metadata: object(row.metadata),
             source_updated_at: row.updated_at,
+            job_id: row.job_id,
         })
         .collect())
 }
@@ -96,7 +99,7 @@ async fn facts(db: &Db, ids: &[Uuid]) -> Result<Vec<Hydrated>> {
     let rows = sqlx::query!(
         r#"SELECT e.id, e.project_id, e.version, e.statement, e.quote, c.headings,
                   c.start_byte + e.quote_start AS "start_byte!", c.start_byte + e.quote_end AS "end_byte!",
-                  s.uri, s.title, s.metadata, s.updated_at
+                  s.uri, s.title, s.metadata, s.updated_at, e.job_id
            FROM extraction e JOIN chunk c ON c.id = e.chunk_id JOIN source s ON s.id = c.source_id
            WHERE e.id = ANY($1)"#,
         ids
@@ -119,6 +122,7 @@ async fn facts(db: &Db, ids: &[Uuid]) -> Result<Vec<Hydrated>> {
             source_title: row.title,
             metadata: object(row.metadata),
             source_updated_at: row.updated_at,
+            job_id: Some(row.job_id),
         })
         .collect())
 }
@@ -146,6 +150,7 @@ async fn entities(db: &Db, ids: &[Uuid]) -> Result<Vec<Hydrated>> {
             source_title: String::new(),
             metadata: Map::new(),
             source_updated_at: row.created_at,
+            job_id: None,
         })
         .collect())
 }

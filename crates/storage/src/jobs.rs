@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use waybill_domain::{JobId, JobState, ProjectId};
 
-use crate::{Db, Result, sources::begin};
+use crate::{Db, Result, requests::EntityCounts, sources::begin};
 
 /// What a job is about.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,13 +56,15 @@ pub struct Job {
     pub state: JobState,
     /// Its requests. Those whose chunk has been deleted are gone.
     pub counts: JobCounts,
+    /// The same requests, by what became of their entities.
+    pub entities: EntityCounts,
     /// Facts that came of it and are still there.
     pub facts: i64,
     /// Facts that broke a rule and were not stored.
     pub facts_dropped: i64,
-    /// Tokens of all prompts.
+    /// Tokens of all prompts, of failed calls too.
     pub prompt_tokens: i64,
-    /// Tokens of all answers.
+    /// Tokens of all answers, of failed calls too.
     pub completion_tokens: i64,
     /// By the prices that were configured.
     pub cost: f64,
@@ -173,7 +175,8 @@ async fn read(
         r#"SELECT j.id, j.project_id, j.settings, j.created_at, j.cancelled_at IS NOT NULL AS "cancelled!",
                   r.pending AS "pending!", r.queued AS "queued!", r.running AS "running!", r.done AS "done!",
                   r.dead AS "dead!", r.stopped AS "stopped!", r.dropped AS "dropped!", r.prompt AS "prompt!",
-                  r.completion AS "completion!", r.cost AS "cost!",
+                  r.completion AS "completion!", r.cost AS "cost!", r.entities_none AS "entities_none!",
+                  r.entities_partial AS "entities_partial!", r.entities_complete AS "entities_complete!",
                   (SELECT count(*) FROM extraction e WHERE e.job_id = j.id) AS "facts!"
            FROM (SELECT * FROM job
                  WHERE ($1::uuid IS NULL OR project_id = $1) AND ($2::uuid IS NULL OR id = $2)
@@ -186,6 +189,9 @@ async fn read(
                       count(*) FILTER (WHERE state = 'done') AS done,
                       count(*) FILTER (WHERE state = 'dead') AS dead,
                       count(*) FILTER (WHERE state = 'cancelled') AS stopped,
+                      count(*) FILTER (WHERE entities_state = 'none') AS entities_none,
+                      count(*) FILTER (WHERE entities_state = 'partial') AS entities_partial,
+                      count(*) FILTER (WHERE entities_state = 'complete') AS entities_complete,
                       coalesce(sum(facts_dropped), 0)::bigint AS dropped,
                       coalesce(sum(prompt_tokens), 0)::bigint AS prompt,
                       coalesce(sum(completion_tokens), 0)::bigint AS completion,
@@ -218,6 +224,11 @@ async fn read(
                 created_at: row.created_at,
                 state: counts.state(row.cancelled),
                 counts,
+                entities: EntityCounts {
+                    none: row.entities_none,
+                    partial: row.entities_partial,
+                    complete: row.entities_complete,
+                },
                 facts: row.facts,
                 facts_dropped: row.dropped,
                 prompt_tokens: row.prompt,

@@ -6,6 +6,10 @@ use waybill_domain::{ErrorClass, JobId, ProjectId};
 
 use crate::{Db, Result};
 
+mod list;
+
+pub use list::{EntitiesState, EntityCounts, Request, RequestFilter, RequestState, list};
+
 /// A request that Redis should hold a message of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingRequest {
@@ -19,6 +23,8 @@ pub struct PendingRequest {
     pub priority: String,
     /// Grows with every change.
     pub version: i64,
+    /// Trace context and correlation id of the transaction that made it pending, as JSON.
+    pub headers: Option<String>,
 }
 
 /// What a worker needs to answer a request.
@@ -58,7 +64,7 @@ pub struct QueuedRequest {
 }
 
 /// Why a call failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Failure {
     /// For people; holds no secret.
     pub message: String,
@@ -72,6 +78,19 @@ pub struct Failure {
     pub prompt_version: String,
     /// The trace of the call.
     pub trace_id: Option<String>,
+    /// What the call used up all the same.
+    pub spent: Spent,
+}
+
+/// What answers used up.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Spent {
+    /// Tokens of the prompts.
+    pub prompt_tokens: i64,
+    /// Tokens of the answers.
+    pub completion_tokens: i64,
+    /// By the prices that were configured.
+    pub cost: f64,
 }
 
 /// Loads those of `ids` that have to be sent. Whatever is finished, cancelled, gone or with
@@ -81,7 +100,8 @@ pub struct Failure {
 /// If the statement fails.
 pub async fn pending(db: &Db, ids: &[Uuid]) -> Result<Vec<PendingRequest>> {
     let rows = sqlx::query!(
-        "SELECT id, project_id, job_id, priority, version FROM llm_request WHERE id = ANY($1) AND state = 'pending'",
+        "SELECT id, project_id, job_id, priority, version, headers FROM llm_request
+         WHERE id = ANY($1) AND state = 'pending'",
         ids
     )
     .fetch_all(db.pool())
@@ -94,6 +114,7 @@ pub async fn pending(db: &Db, ids: &[Uuid]) -> Result<Vec<PendingRequest>> {
             job_id: JobId::from_uuid(row.job_id),
             priority: row.priority,
             version: row.version,
+            headers: row.headers,
         })
         .collect())
 }
@@ -181,25 +202,34 @@ pub async fn is_open(db: &Db, id: Uuid) -> Result<bool> {
 }
 
 /// Notes a failed call; `counts` says whether it costs an attempt. Returns the attempts so
-/// far, or `None` if the request is no longer open.
+/// far, or `None` if the request is no longer open. What the call used up is added in any case.
 ///
 /// # Errors
 /// If the statement fails.
 pub async fn failed(db: &Db, id: Uuid, failure: &Failure, counts: bool) -> Result<Option<i32>> {
-    Ok(sqlx::query_scalar!(
-        "UPDATE llm_request
-         SET attempts = attempts + $4::int, last_error = $2, last_error_class = $3, updated_at = now()
-         WHERE id = $1 AND state = 'running' RETURNING attempts",
+    let row = sqlx::query!(
+        r#"UPDATE llm_request
+           SET attempts = attempts + CASE WHEN state = 'running' THEN $4::int ELSE 0 END,
+               last_error = CASE WHEN state = 'running' THEN $2 ELSE last_error END,
+               last_error_class = CASE WHEN state = 'running' THEN $3 ELSE last_error_class END,
+               prompt_tokens = prompt_tokens + $5::bigint, completion_tokens = completion_tokens + $6::bigint, cost = cost + $7,
+               updated_at = now()
+           WHERE id = $1 AND (state = 'running' OR $5::bigint > 0 OR $6::bigint > 0) RETURNING attempts, state = 'running' AS "is_open!""#,
         id,
         failure.message,
         failure.class.as_str(),
-        i32::from(counts)
+        i32::from(counts),
+        failure.spent.prompt_tokens,
+        failure.spent.completion_tokens,
+        failure.spent.cost
     )
     .fetch_optional(db.pool())
-    .await?)
+    .await?;
+    Ok(row.filter(|row| row.is_open).map(|row| row.attempts))
 }
 
-/// Gives a request up: it is dead, and a dead letter says why. Returns whether it was open.
+/// Gives a request up: it is dead, and a dead letter says why. Adds what the failure used up, if
+/// [`failed`] has not. Returns whether it was open.
 ///
 /// # Errors
 /// If a statement fails; then nothing has changed.
@@ -207,11 +237,15 @@ pub async fn bury(db: &Db, id: Uuid, failure: &Failure) -> Result<bool> {
     let mut tx = db.pool().begin().await?;
     let row = sqlx::query!(
         "UPDATE llm_request
-         SET state = 'dead', last_error = $2, last_error_class = $3, updated_at = now()
+         SET state = 'dead', last_error = $2, last_error_class = $3, updated_at = now(),
+             prompt_tokens = prompt_tokens + $4, completion_tokens = completion_tokens + $5, cost = cost + $6
          WHERE id = $1 AND state IN ('pending', 'queued', 'running') RETURNING project_id, attempts, created_at",
         id,
         failure.message,
-        failure.class.as_str()
+        failure.class.as_str(),
+        failure.spent.prompt_tokens,
+        failure.spent.completion_tokens,
+        failure.spent.cost
     )
     .fetch_optional(&mut *tx)
     .await?;

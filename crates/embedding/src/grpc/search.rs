@@ -55,6 +55,7 @@ fn to_proto(Hit { score, row }: Hit) -> ProtoHit {
         end_byte: row.end_byte,
         version: row.version,
         source_update_time: Some(to_timestamp(row.source_updated_at)),
+        job_id: row.job_id.map(|id| id.to_string()).unwrap_or_default(),
     }
 }
 

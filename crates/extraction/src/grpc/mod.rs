@@ -1,5 +1,7 @@
 //! The proto on one side, Postgres on the other.
 
+mod facts;
+mod requests;
 mod submit;
 
 use std::{pin::Pin, sync::Arc, sync::atomic::Ordering, time::Duration};
@@ -12,29 +14,28 @@ use waybill_api::extraction::v1::{
     self as proto, BeginRequestRequest, BeginRequestResponse, CancelJobRequest, GetEntityRequest, GetEntityResponse,
     GetExtractionRequest, GetJobRequest, GetWorkerStatusRequest, GetWorkerStatusResponse, ListEntitiesRequest,
     ListEntitiesResponse, ListExtractionsRequest, ListExtractionsResponse, ListJobsRequest, ListJobsResponse,
-    RejectExtractionsRequest, RejectExtractionsResponse, ReportFailureRequest, ReportFailureResponse,
-    StartExtractionRequest, SubmitResponseRequest, SubmitResponseResponse, WatchJobRequest,
-    extraction_service_server::ExtractionService,
+    ListRequestsRequest, ListRequestsResponse, RejectExtractionsRequest, RejectExtractionsResponse,
+    ReportFailureRequest, ReportFailureResponse, StartExtractionRequest, SubmitResponseRequest, SubmitResponseResponse,
+    WatchJobRequest, extraction_service_server::ExtractionService,
 };
 use waybill_domain::{EntityId, ErrorClass, ExtractionId, JobId, JobState, ProjectId, ProjectName};
-use waybill_llm::{ExtractionSettings, limits::MAX_ENTITY_NAME_BYTES};
-use waybill_runtime::{Shutdown, status};
+use waybill_llm::ExtractionSettings;
+use waybill_runtime::{Shutdown, status, trace::headers_as_json as outbox_headers};
 use waybill_storage::{
     Bell, Db, StorageError,
-    extractions::{self, Entity, Fact, FactFilter},
+    extractions::{self, Entity, FactFilter},
     jobs::{self, Job, NewJob},
     projects,
 };
 
 pub(crate) use self::submit::ForeignWorkers;
-use crate::governor::Governor;
+use crate::{config::Config, governor::Governor};
 
 /// The service's full name.
 pub(crate) const SERVICE: &str = "waybill.extraction.v1.ExtractionService";
 
 const DEFAULT_PAGE: i64 = 100;
 const MAX_PAGE: i64 = 1_000;
-const MAX_REJECTED: usize = 1_000;
 const MAX_REQUEST_ID_BYTES: usize = 128;
 const MAX_URI_BYTES: usize = 2_048;
 /// Between two looks at a job that is watched.
@@ -44,6 +45,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Answers the calls of `ExtractionService`.
 pub(crate) struct Grpc {
+    config: Config,
     db: Db,
     governor: Arc<Governor>,
     provider: &'static str,
@@ -55,6 +57,7 @@ pub(crate) struct Grpc {
 
 impl Grpc {
     pub(crate) fn new(
+        config: Config,
         db: Db,
         governor: Arc<Governor>,
         provider: &'static str,
@@ -63,7 +66,7 @@ impl Grpc {
         shutdown: Shutdown,
         foreign: ForeignWorkers,
     ) -> Self {
-        Self { db, governor, provider, model, bell, shutdown, foreign }
+        Self { config, db, governor, provider, model, bell, shutdown, foreign }
     }
 
     async fn project(&self, name: &str) -> Result<ProjectId, Status> {
@@ -111,10 +114,13 @@ impl ExtractionService for Grpc {
             instructions: given.instructions,
             fact_types: given.fact_types,
             entity_types: given.entity_types,
+            model: Some(given.model).filter(|model| !model.is_empty()),
             priority: priority.to_owned(),
-            ..ExtractionSettings::default()
         };
         settings.validate().map_err(|problem| status::invalid_argument("settings", problem))?;
+        if let Some(model) = &settings.model {
+            self.config.check_model(model).map_err(|problem| status::invalid_argument("settings.model", problem))?;
+        }
         let project_id = self.project(&request.project).await?;
         let id = match request.request_id.as_str() {
             "" => JobId::generate(),
@@ -140,9 +146,19 @@ impl ExtractionService for Grpc {
     async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
+        let after = job_token(&request.page_token)?;
         let project = self.project(&request.project).await?;
-        let jobs = jobs::list(&self.db, project, None, size).await.map_err(|error| storage(&error))?;
-        Ok(Response::new(ListJobsResponse { jobs: jobs.iter().map(job_to_proto).collect() }))
+        let jobs = jobs::list(&self.db, project, after, size + 1).await.map_err(|error| storage(&error))?;
+        let (jobs, next_page_token) =
+            page(jobs, size, |job| format!("{:x}.{}", job.created_at.timestamp_micros(), job.id.as_uuid().simple()));
+        Ok(Response::new(ListJobsResponse { jobs: jobs.iter().map(job_to_proto).collect(), next_page_token }))
+    }
+
+    async fn list_requests(
+        &self,
+        request: Request<ListRequestsRequest>,
+    ) -> Result<Response<ListRequestsResponse>, Status> {
+        Ok(Response::new(requests::list(self, request.into_inner()).await?))
     }
 
     type WatchJobStream = Pin<Box<dyn Stream<Item = Result<proto::Job, Status>> + Send>>;
@@ -192,40 +208,7 @@ impl ExtractionService for Grpc {
         &self,
         request: Request<ListExtractionsRequest>,
     ) -> Result<Response<ListExtractionsResponse>, Status> {
-        let request = request.into_inner();
-        let size = page_size(request.page_size)?;
-        let after = page_token(&request.page_token)?;
-        let project_id = self.project(&request.project).await?;
-        let named = |field, id: &str| if id.is_empty() { Ok(None) } else { uuid(field, id).map(Some) };
-        let filter = FactFilter {
-            project_id,
-            chunk_id: named("chunk_id", &request.chunk_id)?,
-            job_id: named("job_id", &request.job_id)?.map(JobId::from_uuid),
-            entity_id: None,
-            id: None,
-        };
-        submit::check_line("entity", &request.entity, 0, MAX_ENTITY_NAME_BYTES)?;
-        let mut filters = vec![filter];
-        if !request.entity.is_empty() {
-            let canonical = waybill_llm::canonical_name(&request.entity);
-            // One name may be of several types.
-            let entities = extractions::list_entities(&self.db, project_id, &canonical, Uuid::nil(), MAX_PAGE)
-                .await
-                .map_err(|error| storage(&error))?;
-            filters = entities.iter().map(|entity| FactFilter { entity_id: Some(entity.id), ..filter }).collect();
-        }
-        let mut facts: Vec<Fact> = Vec::new();
-        for filter in filters {
-            let found = extractions::list_facts(&self.db, filter, after, size + 1).await;
-            facts.extend(found.map_err(|error| storage(&error))?);
-        }
-        facts.sort_by_key(|fact| fact.id);
-        facts.dedup_by_key(|fact| fact.id);
-        let (facts, next_page_token) = page(facts, size, |fact| fact.id.as_uuid());
-        Ok(Response::new(ListExtractionsResponse {
-            extractions: facts.into_iter().map(fact_to_proto).collect(),
-            next_page_token,
-        }))
+        Ok(Response::new(facts::list(self, request.into_inner()).await?))
     }
 
     async fn get_extraction(
@@ -235,29 +218,18 @@ impl ExtractionService for Grpc {
         let request = request.into_inner();
         let id = ExtractionId::from_uuid(uuid("id", &request.id)?);
         let project_id = self.project(&request.project).await?;
-        let filter = FactFilter { project_id, chunk_id: None, job_id: None, entity_id: None, id: Some(id) };
-        let found = extractions::list_facts(&self.db, filter, Uuid::nil(), 1).await.map_err(|error| storage(&error))?;
+        let filter = FactFilter { id: Some(id), ..FactFilter::all(project_id) };
+        let found =
+            extractions::list_facts(&self.db, &filter, Uuid::nil(), 1).await.map_err(|error| storage(&error))?;
         let fact = found.into_iter().next().ok_or_else(|| status::not_found("extraction", id))?;
-        Ok(Response::new(fact_to_proto(fact)))
+        Ok(Response::new(facts::to_proto(fact)))
     }
 
     async fn reject_extractions(
         &self,
         request: Request<RejectExtractionsRequest>,
     ) -> Result<Response<RejectExtractionsResponse>, Status> {
-        let request = request.into_inner();
-        let count = request.ids.len();
-        if count == 0 || count > MAX_REJECTED {
-            return Err(status::invalid_argument("ids", format!("has {count} entries: send 1 to {MAX_REJECTED}")));
-        }
-        let ids = request.ids.iter().enumerate().map(|(place, id)| uuid(&format!("ids[{place}]"), id));
-        let ids = ids.collect::<Result<Vec<Uuid>, Status>>()?;
-        let project = self.project(&request.project).await?;
-        let rejected = extractions::reject(&self.db, project, &ids, outbox_headers().as_deref())
-            .await
-            .map_err(|error| storage(&error))?;
-        self.bell.ring();
-        let rejected_count = i64::try_from(rejected).unwrap_or(i64::MAX);
+        let rejected_count = facts::reject(self, request.into_inner()).await?;
         Ok(Response::new(RejectExtractionsResponse { rejected_count }))
     }
 
@@ -267,12 +239,12 @@ impl ExtractionService for Grpc {
         let project_id = self.project(&request.project).await?;
         let found = extractions::entity(&self.db, project_id, id).await.map_err(|error| storage(&error))?;
         let entity = found.ok_or_else(|| status::not_found("entity", id))?;
-        let filter = FactFilter { project_id, chunk_id: None, job_id: None, entity_id: Some(id), id: None };
+        let filter = FactFilter { entities: vec![id], ..FactFilter::all(project_id) };
         let facts =
-            extractions::list_facts(&self.db, filter, Uuid::nil(), MAX_PAGE).await.map_err(|error| storage(&error))?;
+            extractions::list_facts(&self.db, &filter, Uuid::nil(), MAX_PAGE).await.map_err(|error| storage(&error))?;
         Ok(Response::new(GetEntityResponse {
             entity: Some(entity_to_proto(entity)),
-            extractions: facts.into_iter().map(fact_to_proto).collect(),
+            extractions: facts.into_iter().map(facts::to_proto).collect(),
         }))
     }
 
@@ -287,7 +259,7 @@ impl ExtractionService for Grpc {
         let entities = extractions::list_entities(&self.db, project, "", after, size + 1)
             .await
             .map_err(|error| storage(&error))?;
-        let (entities, next_page_token) = page(entities, size, |entity| EntityId::as_uuid(entity.id));
+        let (entities, next_page_token) = page(entities, size, |entity| entity.id.as_uuid().simple().to_string());
         Ok(Response::new(ListEntitiesResponse {
             entities: entities.into_iter().map(entity_to_proto).collect(),
             next_page_token,
@@ -334,28 +306,18 @@ impl ExtractionService for Grpc {
     }
 }
 
-/// Returns the JSON object that goes with the outbox rows of this call.
-fn outbox_headers() -> Option<String> {
-    let headers = waybill_runtime::trace::headers();
-    (!headers.is_empty()).then(|| {
-        let object: serde_json::Map<_, _> =
-            headers.into_iter().map(|(name, value)| (name, serde_json::Value::from(value))).collect();
-        serde_json::Value::Object(object).to_string()
-    })
-}
-
 const fn is_over(state: JobState) -> bool {
     matches!(state, JobState::Done | JobState::Failed | JobState::Cancelled)
 }
 
 /// Cuts what was read to a page; one more than fits says that there is another.
-fn page<T>(mut rows: Vec<T>, size: i64, id: impl Fn(&T) -> Uuid) -> (Vec<T>, String) {
+fn page<T>(mut rows: Vec<T>, size: i64, token: impl Fn(&T) -> String) -> (Vec<T>, String) {
     let size = usize::try_from(size).unwrap_or(usize::MAX);
     if rows.len() <= size {
         return (rows, String::new());
     }
     rows.truncate(size);
-    let token = rows.last().map(|row| id(row).simple().to_string()).unwrap_or_default();
+    let token = rows.last().map(token).unwrap_or_default();
     (rows, token)
 }
 
@@ -375,10 +337,29 @@ fn page_token(token: &str) -> Result<Uuid, Status> {
     if token.is_empty() {
         return Ok(Uuid::nil());
     }
-    Uuid::try_parse(token).map_err(|_| {
-        let description = "is not a token of this listing: pass next_page_token of the page before, or nothing";
-        status::invalid_argument("page_token", description)
-    })
+    Uuid::try_parse(token).map_err(|_| no_token())
+}
+
+/// Jobs come by their time: it is in the token too.
+fn job_token(token: &str) -> Result<Option<(chrono::DateTime<chrono::Utc>, JobId)>, Status> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let read = token.split_once('.').and_then(|(micros, id)| {
+        let at = chrono::DateTime::from_timestamp_micros(i64::from_str_radix(micros, 16).ok()?)?;
+        Some((at, JobId::from_uuid(Uuid::try_parse(id).ok()?)))
+    });
+    read.map(Some).ok_or_else(no_token)
+}
+
+fn no_token() -> Status {
+    let description = "is not a token of this listing: pass next_page_token of the page before, or nothing";
+    status::invalid_argument("page_token", description)
+}
+
+/// Checks an id that may be left out.
+fn optional_uuid(field: &str, text: &str) -> Result<Option<Uuid>, Status> {
+    if text.is_empty() { Ok(None) } else { uuid(field, text).map(Some) }
 }
 
 fn uuid(field: &str, text: &str) -> Result<Uuid, Status> {
@@ -425,26 +406,9 @@ fn job_to_proto(job: &Job) -> proto::Job {
         completion_tokens: job.completion_tokens,
         cost: job.cost,
         create_time: Some(timestamp(job.created_at)),
-    }
-}
-
-fn fact_to_proto(fact: Fact) -> proto::Extraction {
-    proto::Extraction {
-        id: fact.id.to_string(),
-        r#type: fact.kind,
-        statement: fact.statement,
-        subject: fact.subject.unwrap_or_default(),
-        predicate: fact.predicate.unwrap_or_default(),
-        object: fact.object.unwrap_or_default(),
-        confidence: fact.confidence,
-        quote: fact.quote,
-        quote_start: fact.quote_start,
-        quote_end: fact.quote_end,
-        chunk_id: fact.chunk_id.to_string(),
-        source_uri: fact.source_uri,
-        job_id: fact.job_id.to_string(),
-        model: fact.model,
-        create_time: Some(timestamp(fact.created_at)),
+        entities_none_count: job.entities.none,
+        entities_partial_count: job.entities.partial,
+        entities_complete_count: job.entities.complete,
     }
 }
 

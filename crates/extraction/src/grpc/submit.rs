@@ -17,11 +17,11 @@ use waybill_llm::{
     read_extraction,
 };
 use waybill_llm_queue::{Claimed, Hold, LlmQueue, QueueError, check_worker_name, is_message_id};
-use waybill_runtime::status;
+use waybill_runtime::{status, trace};
 use waybill_storage::{
     Bell, Db,
     extractions::{self, Outcome},
-    requests::{self, Failure},
+    requests::{self, Failure, Spent},
 };
 
 use super::{RETRY_AFTER, outbox_headers, storage, uuid};
@@ -29,7 +29,7 @@ use crate::{
     Deps,
     config::Config,
     provider::Provider,
-    worker::{outcome_of, retry_wait, task_of},
+    worker::{outcome_of, retry_wait, spent, task_of},
 };
 
 const MAX_MODEL_BYTES: usize = 256;
@@ -103,7 +103,8 @@ impl ForeignWorkers {
         let task = match task_of(&open) {
             Ok(task) => task,
             Err(error) => {
-                let failure = failure(format!("the job's settings: {error}"), ErrorClass::Permanent, String::new());
+                let failure =
+                    failure(&claimed, format!("the job's settings: {error}"), ErrorClass::Permanent, String::new());
                 self.give_up(&claim, &claimed, &failure).await?;
                 return Ok(BeginRequestResponse::default());
             }
@@ -124,6 +125,7 @@ impl ForeignWorkers {
                 instructions: task.settings.instructions,
                 fact_types: task.settings.fact_types,
                 entity_types: task.settings.entity_types,
+                model: task.settings.model.unwrap_or_default(),
             }),
             attempt: open.attempts.saturating_add(1),
             attempts_max: self.config.attempts_max,
@@ -169,7 +171,7 @@ impl ForeignWorkers {
             status::invalid_argument("answer_json", description)
         })?;
         let answer = Answer { extraction, usage, model: request.model, repaired: false };
-        let mut outcome = outcome_of(&answer, self.provider.cost(usage));
+        let mut outcome = outcome_of(&answer, spent(&self.provider, usage));
         if !request.prompt_version.is_empty() {
             outcome.prompt_version = request.prompt_version;
         }
@@ -209,7 +211,7 @@ impl ForeignWorkers {
             .transpose()?;
         let claimed = self.ours(&claim).await?;
         // It may not have been begun, and only what runs can fail.
-        let (id, failure) = (claim.request_id, failure(request.message, class, request.model));
+        let (id, failure) = (claim.request_id, failure(&claimed, request.message, class, request.model));
         let noted = match self.open(&claim).await? {
             Some(_) => requests::failed(&self.db, id, &failure, class != ErrorClass::Throttled)
                 .await
@@ -262,7 +264,7 @@ impl ForeignWorkers {
             Ok(stored) => Ok(stored),
             Err(error) if error.class() == ErrorClass::Permanent => {
                 let message = format!("the answer can't be stored: {error}");
-                let failure = failure(message, ErrorClass::Permanent, outcome.model.clone());
+                let failure = failure(claimed, message, ErrorClass::Permanent, outcome.model.clone());
                 self.give_up(claim, claimed, &failure).await?;
                 Err(status::internal(error))
             }
@@ -289,9 +291,12 @@ impl ForeignWorkers {
     }
 }
 
-fn failure(message: String, class: ErrorClass, model: String) -> Failure {
+fn failure(claimed: &Claimed, message: String, class: ErrorClass, model: String) -> Failure {
     let prompt_version = PROMPT_VERSION.to_owned();
-    Failure { message, class, excerpt: None, model, prompt_version, trace_id: None }
+    let headers = claimed.message.headers.as_deref();
+    let trace_id = headers.and_then(|headers| trace::resume(&tracing::Span::none(), headers));
+    // What a foreign worker spent on a call that failed is not reported.
+    Failure { message, class, excerpt: None, model, prompt_version, trace_id, spent: Spent::default() }
 }
 
 /// Counts facts as they are stored: the same statement twice is one.

@@ -83,7 +83,7 @@ async fn bad_calls_about_jobs_are_refused() {
         refused.add(&what, client.list_jobs(list).await, code, "project");
     }
     for page_size in NO_PAGE_SIZES {
-        let list = ListJobsRequest { project: "p".to_owned(), page_size };
+        let list = ListJobsRequest { project: "p".to_owned(), page_size, ..ListJobsRequest::default() };
         refused.add(&format!("{page_size} jobs"), client.list_jobs(list).await, InvalidArgument, "page_size");
     }
     for priority in [-1, 4, i32::MAX] {
@@ -96,6 +96,7 @@ async fn bad_calls_about_jobs_are_refused() {
             instructions: instructions.to_owned(),
             fact_types: fact.to_vec(),
             entity_types: entity.to_vec(),
+            ..ExtractionSettings::default()
         }),
         ..good()
     };
@@ -119,7 +120,7 @@ async fn bad_calls_about_jobs_are_refused() {
     refused.check();
     assert_eq!(t.rows().await, rows, "nothing is half-written");
 
-    let list = ListJobsRequest { project: "p".to_owned(), page_size: 1_000 };
+    let list = ListJobsRequest { project: "p".to_owned(), page_size: 1_000, ..ListJobsRequest::default() };
     assert_eq!(client.list_jobs(list).await.unwrap().into_inner().jobs.len(), 1);
     let watched = client.watch_job(WatchJobRequest { id: job.id.clone() }).await.unwrap().into_inner().message().await;
     assert_eq!(watched.unwrap().unwrap().id, job.id);
@@ -155,7 +156,7 @@ async fn bad_calls_about_facts_and_entities_are_refused() {
         refused.add(&what, client.list_extractions(list).await, code, "project");
         let get = GetExtractionRequest { project: a, id: id() };
         refused.add(&what, client.get_extraction(get).await, code, "project");
-        let reject = RejectExtractionsRequest { project: b, ids: vec![id()] };
+        let reject = RejectExtractionsRequest { project: b, ids: vec![id()], filter: None };
         refused.add(&what, client.reject_extractions(reject).await, code, "project");
         let get = GetEntityRequest { project: c, id: id() };
         refused.add(&what, client.get_entity(get).await, code, "project");
@@ -189,11 +190,11 @@ async fn bad_calls_about_facts_and_entities_are_refused() {
         refused.add(&what, client.get_extraction(get).await, InvalidArgument, "id");
         let get = GetEntityRequest { project: p(), id: id.clone() };
         refused.add(&what, client.get_entity(get).await, InvalidArgument, "id");
-        let reject = RejectExtractionsRequest { project: p(), ids: vec![NOBODY.to_owned(), id] };
+        let reject = RejectExtractionsRequest { project: p(), ids: vec![NOBODY.to_owned(), id], filter: None };
         refused.add(&what, client.reject_extractions(reject).await, InvalidArgument, "ids[1]");
     }
     for count in [0, 1_001] {
-        let reject = RejectExtractionsRequest { project: p(), ids: vec![NOBODY.to_owned(); count] };
+        let reject = RejectExtractionsRequest { project: p(), ids: vec![NOBODY.to_owned(); count], filter: None };
         refused.add(&format!("{count} ids"), client.reject_extractions(reject).await, InvalidArgument, "ids");
     }
     for entity in ["a\0".to_owned(), long()] {
@@ -215,7 +216,7 @@ async fn bad_calls_about_facts_and_entities_are_refused() {
     let entity = client.list_entities(entities()).await.unwrap().into_inner().entities.pop().unwrap();
     let get = GetEntityRequest { project: p(), id: entity.id };
     assert_eq!(client.get_entity(get).await.unwrap().into_inner().extractions.len(), 1);
-    let reject = RejectExtractionsRequest { project: p(), ids: vec![NOBODY.to_owned(), fact.id] };
+    let reject = RejectExtractionsRequest { project: p(), ids: vec![NOBODY.to_owned(), fact.id], filter: None };
     assert_eq!(client.reject_extractions(reject).await.unwrap().into_inner().rejected_count, 1);
     t.stop().await;
 }

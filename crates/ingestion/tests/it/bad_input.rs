@@ -97,6 +97,7 @@ async fn a_bad_put_is_refused_and_writes_nothing() {
             "request_id",
             "128",
         ),
+        ("a job id", PutSourceRequest { job_id: "x".to_owned(), ..good() }, InvalidArgument, "job_id", "no UUID"),
         ("an empty body", PutSourceRequest { body: Vec::new(), ..good() }, InvalidArgument, "body", "is empty"),
         (
             "a blank body",

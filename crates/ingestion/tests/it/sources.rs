@@ -144,3 +144,23 @@ async fn another_way_of_cutting_cuts_the_same_content_again() {
     assert_eq!((outcome(&put), put.chunks_added, put.chunks_removed), (PutOutcome::Changed, 0, 0));
     t.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_says_which_run_last_changed_it() {
+    let t = Fixture::new().await;
+    let run = |job: u128, body: &str| PutSourceRequest {
+        job_id: uuid::Uuid::from_u128(job).to_string(),
+        request_id: format!("{job}"),
+        ..text("a", body)
+    };
+    let job = async || t.client.clone().get_source(get("a")).await.unwrap().into_inner().job_id;
+    t.put(run(1, "One.")).await;
+    assert_eq!(job().await, uuid::Uuid::from_u128(1).to_string());
+    assert_eq!(outcome(&t.put(run(2, "One.")).await), PutOutcome::Unchanged);
+    assert_eq!(job().await, uuid::Uuid::from_u128(1).to_string());
+    t.put(run(3, "Two.")).await;
+    assert_eq!(job().await, uuid::Uuid::from_u128(3).to_string());
+    t.put(text("a", "Three.")).await;
+    assert_eq!(job().await, "", "no run changed it last");
+    t.stop().await;
+}

@@ -29,6 +29,8 @@ enum Drop {
     QuoteNotFound,
     TooLong,
     Malformed,
+    EmptyName,
+    UnknownType,
 }
 
 /// Reads a model's answer and keeps the facts that `text` bears out.
@@ -71,7 +73,18 @@ impl Reader<'_> {
         let counter = match drop {
             Drop::QuoteNotFound => &mut self.dropped.quote_not_found,
             Drop::TooLong => &mut self.dropped.too_long,
-            Drop::Malformed => &mut self.dropped.malformed,
+            Drop::Malformed | Drop::EmptyName | Drop::UnknownType => &mut self.dropped.malformed,
+        };
+        *counter = counter.saturating_add(1);
+    }
+
+    fn count_entity(&mut self, drop: &Drop) {
+        let entities = &mut self.dropped.entities;
+        let counter = match drop {
+            Drop::EmptyName => &mut entities.empty_name,
+            Drop::TooLong => &mut entities.name_too_long,
+            Drop::UnknownType => &mut entities.unknown_type,
+            Drop::Malformed | Drop::QuoteNotFound => &mut entities.malformed,
         };
         *counter = counter.saturating_add(1);
     }
@@ -109,21 +122,21 @@ impl Reader<'_> {
             None | Some(Value::Null) => return Vec::new(),
             Some(Value::Array(items)) => items,
             Some(_) => {
-                self.count(&Drop::Malformed);
+                self.count_entity(&Drop::Malformed);
                 return Vec::new();
             }
         };
         let mut entities = Vec::new();
         for item in items {
             if entities.len() >= MAX_ENTITIES_PER_FACT {
-                self.dropped.too_many = self.dropped.too_many.saturating_add(1);
+                self.dropped.entities.too_many = self.dropped.entities.too_many.saturating_add(1);
                 continue;
             }
             match self.entity(item) {
                 // Said twice is no loss, so it is not counted as one.
                 Ok(entity) if entities.contains(&entity) => {}
                 Ok(entity) => entities.push(entity),
-                Err(drop) => self.count(&drop),
+                Err(drop) => self.count_entity(&drop),
             }
         }
         entities
@@ -132,10 +145,10 @@ impl Reader<'_> {
     fn entity(&self, item: &Value) -> Result<EntityMention, Drop> {
         let item = item.as_object().ok_or(Drop::Malformed)?;
         let kind = read_kind(item, &self.settings.entity_types, DEFAULT_ENTITY_KIND)?;
-        let name = read_line(item, "name", MAX_ENTITY_NAME_BYTES)?.ok_or(Drop::Malformed)?;
+        let name = read_line(item, "name", MAX_ENTITY_NAME_BYTES)?.ok_or(Drop::EmptyName)?;
         let canonical = canonical(&name);
         if canonical.is_empty() {
-            return Err(Drop::Malformed);
+            return Err(Drop::EmptyName);
         }
         // One character may become eighteen in NFKC.
         if canonical.len() > MAX_ENTITY_NAME_BYTES {
@@ -154,10 +167,10 @@ fn read_kind(item: &Map<String, Value>, allowed: &[String], default: &str) -> Re
     let kind = match item.get("kind").or_else(|| item.get("type")) {
         None | Some(Value::Null) => default.to_owned(),
         Some(Value::String(kind)) => kind.trim().to_ascii_lowercase().replace([' ', '-'], "_"),
-        Some(_) => return Err(Drop::Malformed),
+        Some(_) => return Err(Drop::UnknownType),
     };
     let known = if allowed.is_empty() { is_type(&kind) } else { allowed.contains(&kind) };
-    if known { Ok(kind) } else { Err(Drop::Malformed) }
+    if known { Ok(kind) } else { Err(Drop::UnknownType) }
 }
 
 /// Reads a text as one clean line; `None` if it is missing or empty.

@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::DroppedEntities;
 
 const TEXT: &str = "Acme Corp was founded in Zürich.\nIt employs   400 people.";
 
@@ -74,7 +75,8 @@ fn what_is_too_long_is_dropped() {
     assert_eq!(extraction.facts.len(), 1);
     assert_eq!(extraction.facts[0].entities.len(), 1);
     assert_eq!(extraction.facts[0].object, None);
-    assert_eq!(extraction.dropped, Dropped { too_long: 4, ..Dropped::default() });
+    let entities = DroppedEntities { name_too_long: 2, ..DroppedEntities::default() };
+    assert_eq!(extraction.dropped, Dropped { too_long: 2, entities, ..Dropped::default() });
 }
 
 #[test]
@@ -83,7 +85,9 @@ fn entities_beyond_the_limit_are_dropped() {
     crowded["entities"] = (0..20).map(|number| json!({"name": format!("n{number}")})).collect();
     let extraction = read(&json!({"facts": [crowded]}));
     assert_eq!(extraction.facts[0].entities.len(), MAX_ENTITIES_PER_FACT);
-    assert_eq!(extraction.dropped, Dropped { too_many: 4, ..Dropped::default() });
+    let entities = DroppedEntities { too_many: 4, ..DroppedEntities::default() };
+    assert_eq!(extraction.dropped, Dropped { entities, ..Dropped::default() });
+    assert_eq!(extraction.dropped.entity_reasons().collect::<Vec<_>>(), [("too_many", 4)]);
 }
 
 #[test]
@@ -131,7 +135,8 @@ fn nulls_and_odd_entities_leave_the_fact() {
         {"statement": "x", "quote": "Acme", "entities": [null, "Acme", {"name": null}, {"name": "Acme"}]},
     ]}));
     assert_eq!(extraction.facts[1].entities.len(), 1);
-    assert_eq!(extraction.dropped, Dropped { malformed: 4, ..Dropped::default() });
+    let entities = DroppedEntities { malformed: 3, empty_name: 1, ..DroppedEntities::default() };
+    assert_eq!(extraction.dropped, Dropped { entities, ..Dropped::default() });
 }
 
 #[test]
@@ -151,7 +156,9 @@ fn types_that_are_not_asked_for_are_dropped() {
     assert_eq!(extraction.facts.len(), 1);
     assert_eq!(extraction.facts[0].kind, "head_count");
     assert_eq!(extraction.facts[0].entities.len(), 1);
-    assert_eq!(extraction.dropped, Dropped { malformed: 4, ..Dropped::default() });
+    let entities = DroppedEntities { unknown_type: 2, ..DroppedEntities::default() };
+    assert_eq!(extraction.dropped, Dropped { malformed: 2, entities, ..Dropped::default() });
+    assert_eq!(extraction.dropped.fact_reasons().collect::<Vec<_>>(), [("malformed", 2)]);
 }
 
 #[test]

@@ -117,6 +117,7 @@ async fn rubbish_twice_is_a_bad_answer() {
     assert!(excerpt.starts_with("no  [redacted] éé"), "{excerpt}");
     assert!(!error.to_string().contains('é') && !format!("{error:?}").contains('é'));
     assert_eq!(requests.len(), 2);
+    assert_eq!(error.usage(), Usage { prompt_tokens: 200, completion_tokens: 40 }, "both answers were paid for");
 }
 
 #[tokio::test]
@@ -260,6 +261,19 @@ async fn a_refused_repair_leaves_the_task_to_be_tried_again() {
     };
     let error = call(reply).await.0.unwrap_err();
     assert_eq!((error.class(), error.excerpt()), (ErrorClass::Transient, Some("rubbish")));
+    assert_eq!(error.usage(), Usage { prompt_tokens: 100, completion_tokens: 20 });
+}
+
+#[tokio::test]
+async fn a_repair_that_fails_is_that_failure_and_the_first_answer_was_paid_for() {
+    let reply = |number: usize, _: &Request| match number {
+        0 => Reply::completion("rubbish"),
+        _ => Reply::error(429, "retry-after: 7\r\n", "slow down"),
+    };
+    let error = call(reply).await.0.unwrap_err();
+    assert!(matches!(error.cause(), LlmError::Throttled { .. }), "{error:?}");
+    assert_eq!((error.class(), error.retry_after()), (ErrorClass::Throttled, Some(Duration::from_secs(7))));
+    assert_eq!(error.usage(), Usage { prompt_tokens: 100, completion_tokens: 20 });
 }
 
 #[tokio::test]

@@ -42,6 +42,8 @@ struct Wanted<'a> {
     place: Place,
     text: &'a str,
     text_hash: &'a TextHash,
+    /// Of a chunk that stands already, the first one stays.
+    job_id: Option<Uuid>,
 }
 
 /// What has to be done to the chunks of some sources. Removing comes before the sources
@@ -133,6 +135,7 @@ fn wanted(item: &NewSource) -> Result<Vec<Wanted<'_>>> {
                 place: Place::of(ordinal, chunk).ok_or_else(|| outside(chunk))?,
                 text: item.text.get(chunk.range.clone()).ok_or_else(|| outside(chunk))?,
                 text_hash: &chunk.text_hash,
+                job_id: item.key.job_id,
             })
         })
         .collect()
@@ -160,12 +163,14 @@ async fn insert(connection: &mut PgConnection, chunks: &[Wanted<'_>]) -> Result<
     }
     let places = Places::of(chunks);
     sqlx::query!(
-        "INSERT INTO chunk (id, ordinal, headings, start_byte, end_byte, token_count, project_id, source_id, text, text_hash)
+        "INSERT INTO chunk (id, ordinal, headings, start_byte, end_byte, token_count, project_id, source_id, text,
+                            text_hash, job_id)
          SELECT id, ordinal, ARRAY(SELECT jsonb_array_elements_text(headings)), start_byte, end_byte, token_count,
-                project_id, source_id, text, text_hash
+                project_id, source_id, text, text_hash, job_id
          FROM unnest($1::uuid[], $2::integer[], $3::jsonb[], $4::bigint[], $5::bigint[], $6::integer[],
-                     $7::uuid[], $8::uuid[], $9::text[], $10::bytea[])
-                  AS n (id, ordinal, headings, start_byte, end_byte, token_count, project_id, source_id, text, text_hash)",
+                     $7::uuid[], $8::uuid[], $9::text[], $10::bytea[], $11::uuid[])
+                  AS n (id, ordinal, headings, start_byte, end_byte, token_count, project_id, source_id, text, text_hash,
+                        job_id)",
         &places.ids,
         &places.ordinals,
         &places.headings,
@@ -176,6 +181,7 @@ async fn insert(connection: &mut PgConnection, chunks: &[Wanted<'_>]) -> Result<
         &chunks.iter().map(|chunk| chunk.source_id).collect::<Vec<_>>(),
         &chunks.iter().map(|chunk| chunk.text).collect::<Vec<_>>() as &[&str],
         &chunks.iter().map(|chunk| chunk.text_hash.as_bytes().as_slice()).collect::<Vec<_>>() as &[&[u8]],
+        &chunks.iter().map(|chunk| chunk.job_id).collect::<Vec<_>>() as &[Option<Uuid>],
     )
     .execute(connection)
     .await?;

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Transaction};
+use uuid::Uuid;
 use waybill_domain::{ContentHash, MediaType, ProjectId, PutOutcome, SourceId, SourceState, TextHash};
 
 use crate::{Db, Result, StorageError};
@@ -42,6 +43,9 @@ pub struct SourceKey {
     pub chunker: String,
     /// Makes a retry safe, where the caller gave one.
     pub request: Option<RequestKey>,
+    /// The run of puts that this one is part of: stored with what it writes. That it differs
+    /// changes nothing.
+    pub job_id: Option<Uuid>,
 }
 
 impl SourceKey {
@@ -136,7 +140,8 @@ pub struct Source {
     pub media_type: MediaType,
     /// A JSON object.
     pub metadata: serde_json::Value,
-    /// Where it stands; `Indexed` is derived from what the vector store confirmed.
+    /// Where it stands. `Extracting` is derived from its open requests, `Indexed` from what the
+    /// vector store confirmed.
     pub state: SourceState,
     /// Grows with every change.
     pub version: i64,
@@ -150,6 +155,8 @@ pub struct Source {
     pub updated_at: DateTime<Utc>,
     /// The readable text, if it was asked for.
     pub text: Option<String>,
+    /// The run of puts that last changed it, if the client named one.
+    pub job_id: Option<Uuid>,
 }
 
 /// Begins a transaction whose outbox rows carry `headers`, a JSON object.

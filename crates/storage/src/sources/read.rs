@@ -8,7 +8,7 @@ use super::{Source, begin};
 use crate::{Db, Result, StorageError};
 
 /// Rows that one call of [`list`] looks at, at most, when it filters by a derived state.
-/// Each costs a look at its chunks in `index_state`: about 10 µs a chunk.
+/// Each costs a look at its chunks in `index_state` and `llm_request`: about 20 µs a chunk.
 const MAX_SCANNED: i64 = 5_000;
 
 /// Rows of one look when most of them may be filtered out.
@@ -47,6 +47,8 @@ struct Row {
     text: Option<String>,
     state: String,
     indexed: bool,
+    extracting: bool,
+    job_id: Option<Uuid>,
     chunk_count: i64,
     version: i64,
     created_at: DateTime<Utc>,
@@ -63,7 +65,11 @@ impl TryFrom<Row> for Source {
             id: SourceId::from_uuid(row.id),
             project_id: ProjectId::from_uuid(row.project_id),
             media_type: row.media_type.parse().map_err(|error| corrupt(&error))?,
-            state: if state == SourceState::Chunked && row.indexed { SourceState::Indexed } else { state },
+            state: match state {
+                SourceState::Chunked if row.extracting => SourceState::Extracting,
+                SourceState::Chunked if row.indexed => SourceState::Indexed,
+                stored => stored,
+            },
             content_hash: ContentHash::from_slice(&row.content_hash)
                 .ok_or_else(|| corrupt(&"a hash of another length"))?,
             uri: row.uri,
@@ -74,12 +80,15 @@ impl TryFrom<Row> for Source {
             created_at: row.created_at,
             updated_at: row.updated_at,
             text: row.text,
+            job_id: row.job_id,
         })
     }
 }
 
 // `index_state` is asked by subqueries: for a join the planner, as long as it has no fresh
 // statistics, takes the sink and the kind for selective and reads all of their rows for each chunk.
+// And all of it stands in subqueries with LIMIT: of an EXISTS the planner may make a hash of every
+// chunk there is.
 
 /// Returns a source, with its readable text if `with_text`.
 ///
@@ -89,12 +98,17 @@ pub async fn get(db: &Db, id: SourceId, with_text: bool) -> Result<Option<Source
     let row = sqlx::query_as!(
         Row,
         r#"SELECT s.id, s.project_id, s.uri, s.title, s.media_type, s.metadata, s.content_hash,
-                  CASE WHEN $2 THEN s.text END AS text, s.state, s.chunk_count, s.version, s.created_at, s.updated_at,
-                  NOT EXISTS (
-                      SELECT FROM chunk c
-                      WHERE c.source_id = s.id AND (
-                          SELECT i.version >= c.version FROM index_state i
-                          WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE) AS "indexed!"
+                  CASE WHEN $2 THEN s.text END AS text, s.state, s.chunk_count, s.version, s.created_at, s.updated_at, s.job_id,
+                  (SELECT true FROM chunk c
+                   WHERE c.source_id = s.id AND (
+                       SELECT i.version >= c.version FROM index_state i
+                       WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE
+                   LIMIT 1) IS NULL AS "indexed!",
+                  (SELECT true FROM chunk c
+                   WHERE c.source_id = s.id AND (
+                       SELECT true FROM llm_request r
+                       WHERE r.chunk_id = c.id AND r.state IN ('pending', 'queued', 'running') LIMIT 1)
+                   LIMIT 1) IS TRUE AS "extracting!"
            FROM source s WHERE s.id = $1"#,
         id.as_uuid(),
         with_text
@@ -106,8 +120,8 @@ pub async fn get(db: &Db, id: SourceId, with_text: bool) -> Result<Option<Source
 
 /// Lists at most `limit` sources of a project, from after the uri `after` on, without texts.
 ///
-/// Whether a source is indexed is derived for the rows that are looked at and no others. With
-/// a filter on `chunked` or `indexed` those are at most [`MAX_SCANNED`]: then the page
+/// Whether a source is extracting or indexed is derived for the rows that are looked at and no
+/// others. With a filter on `chunked`, `extracting` or `indexed` those are at most [`MAX_SCANNED`]: then the page
 /// may be short, and `next_after` says where to go on.
 ///
 /// # Errors
@@ -153,7 +167,7 @@ pub async fn list(
 /// Reads rows by the stored state, which is less than the state that is asked for.
 async fn scan(db: &Db, project: ProjectId, filter: &SourceFilter, after: &str, limit: i64) -> Result<Vec<Source>> {
     let stored_state = filter.state.map(|state| match state {
-        SourceState::Indexed => SourceState::Chunked.as_str(),
+        SourceState::Extracting | SourceState::Indexed => SourceState::Chunked.as_str(),
         state => state.as_str(),
     });
     // The inner query keeps the look at index_state to the rows of the page. The bounds are
@@ -161,12 +175,17 @@ async fn scan(db: &Db, project: ProjectId, filter: &SourceFilter, after: &str, l
     let rows = sqlx::query_as!(
         Row,
         r#"SELECT s.id, s.project_id, s.uri, s.title, s.media_type, s.metadata, s.content_hash, NULL::text AS text, s.state,
-                  s.chunk_count, s.version, s.created_at, s.updated_at,
-                  NOT EXISTS (
-                      SELECT FROM chunk c
-                      WHERE c.source_id = s.id AND (
-                          SELECT i.version >= c.version FROM index_state i
-                          WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE) AS "indexed!"
+                  s.chunk_count, s.version, s.created_at, s.updated_at, s.job_id,
+                  (SELECT true FROM chunk c
+                   WHERE c.source_id = s.id AND (
+                       SELECT i.version >= c.version FROM index_state i
+                       WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE
+                   LIMIT 1) IS NULL AS "indexed!",
+                  (SELECT true FROM chunk c
+                   WHERE c.source_id = s.id AND (
+                       SELECT true FROM llm_request r
+                       WHERE r.chunk_id = c.id AND r.state IN ('pending', 'queued', 'running') LIMIT 1)
+                   LIMIT 1) IS TRUE AS "extracting!"
            FROM (SELECT * FROM source
                  WHERE project_id = $1
                    AND uri COLLATE "C" > $2 AND uri COLLATE "C" >= $3 AND uri COLLATE "C" < $4

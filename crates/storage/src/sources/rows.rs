@@ -80,10 +80,10 @@ pub(super) async fn insert(connection: &mut PgConnection, items: &[&NewSource]) 
     let columns = Columns::of(items);
     let rows = sqlx::query!(
         "INSERT INTO source (id, project_id, uri, title, title_derived, media_type, metadata, content_hash, text,
-                             chunk_count, chunker, state)
+                             chunk_count, chunker, job_id, state)
          SELECT n.*, 'chunked'
          FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::boolean[], $6::text[], $7::jsonb[],
-                     $8::bytea[], $9::text[], $10::bigint[], $11::text[]) AS n
+                     $8::bytea[], $9::text[], $10::bigint[], $11::text[], $12::uuid[]) AS n
          ON CONFLICT DO NOTHING RETURNING id, version",
         &columns.ids,
         &items.iter().map(|item| item.key.project_id.as_uuid()).collect::<Vec<_>>(),
@@ -96,6 +96,7 @@ pub(super) async fn insert(connection: &mut PgConnection, items: &[&NewSource]) 
         &columns.texts as &[&str],
         &columns.chunk_counts,
         &columns.chunkers as &[&str],
+        &columns.job_ids as &[Option<Uuid>],
     )
     .fetch_all(connection)
     .await?;
@@ -114,10 +115,10 @@ pub(super) async fn update(connection: &mut PgConnection, items: &[&NewSource]) 
              content_hash = n.content_hash, chunk_count = n.chunk_count, chunker = n.chunker, state = 'chunked',
              -- An equal text stays where it is: a change of metadata need not write megabytes.
              text = CASE WHEN s.text = n.text THEN s.text ELSE n.text END,
-             updated_at = now()
+             job_id = n.job_id, updated_at = now()
          FROM unnest($1::uuid[], $2::text[], $3::boolean[], $4::text[], $5::jsonb[], $6::bytea[], $7::text[],
-                     $8::bigint[], $9::text[])
-                  AS n (id, title, title_derived, media_type, metadata, content_hash, text, chunk_count, chunker)
+                     $8::bigint[], $9::text[], $10::uuid[])
+                  AS n (id, title, title_derived, media_type, metadata, content_hash, text, chunk_count, chunker, job_id)
          WHERE s.id = n.id
          RETURNING s.id, s.version",
         &columns.ids,
@@ -129,6 +130,7 @@ pub(super) async fn update(connection: &mut PgConnection, items: &[&NewSource]) 
         &columns.texts as &[&str],
         &columns.chunk_counts,
         &columns.chunkers as &[&str],
+        &columns.job_ids as &[Option<Uuid>],
     )
     .fetch_all(connection)
     .await?;
@@ -146,6 +148,7 @@ struct Columns<'a> {
     texts: Vec<&'a str>,
     chunk_counts: Vec<i64>,
     chunkers: Vec<&'a str>,
+    job_ids: Vec<Option<Uuid>>,
 }
 
 impl<'a> Columns<'a> {
@@ -160,6 +163,7 @@ impl<'a> Columns<'a> {
             texts: items.iter().map(|item| item.text.as_str()).collect(),
             chunk_counts: items.iter().map(|item| item.chunk_count()).collect(),
             chunkers: items.iter().map(|item| item.key.chunker.as_str()).collect(),
+            job_ids: items.iter().map(|item| item.key.job_id).collect(),
         }
     }
 }

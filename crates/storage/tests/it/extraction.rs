@@ -67,7 +67,13 @@ fn fact(statement: &str, quote: &str, entities: &[(&str, &str)]) -> NewFact {
 }
 
 fn outcome(facts: Vec<NewFact>) -> Outcome {
-    Outcome { facts, dropped: 2, model: "m".to_owned(), prompt_version: "1".to_owned(), ..Outcome::default() }
+    Outcome {
+        facts,
+        facts_dropped: [("quote_not_found", 2)].into(),
+        model: "m".to_owned(),
+        prompt_version: "1".to_owned(),
+        ..Outcome::default()
+    }
 }
 
 fn failure(class: ErrorClass) -> Failure {
@@ -78,6 +84,7 @@ fn failure(class: ErrorClass) -> Failure {
         model: "m".to_owned(),
         prompt_version: "1".to_owned(),
         trace_id: None,
+        spent: requests::Spent::default(),
     }
 }
 
@@ -129,13 +136,13 @@ async fn an_answer_is_stored_once_and_finishes_its_request() {
     let job = jobs::get(&t.db, id).await.unwrap().unwrap();
     assert_eq!((job.state, job.counts.done, job.facts, job.facts_dropped), (JobState::Done, 1, 1, 2));
 
-    let filter = FactFilter { project_id: t.project, chunk_id: None, job_id: Some(id), entity_id: None, id: None };
-    let listed = extractions::list_facts(&t.db, filter, Uuid::nil(), 10).await.unwrap();
+    let filter = FactFilter { job_id: Some(id), ..FactFilter::all(t.project) };
+    let listed = extractions::list_facts(&t.db, &filter, Uuid::nil(), 10).await.unwrap();
     assert_eq!((listed.len(), listed[0].quote.as_str()), (1, "Ada met Bob."));
     let ada = extractions::list_entities(&t.db, t.project, "ada", Uuid::nil(), 10).await.unwrap();
     assert_eq!((ada.len(), ada[0].facts), (1, 1));
-    let of_ada = FactFilter { entity_id: Some(ada[0].id), ..filter };
-    assert_eq!(extractions::list_facts(&t.db, of_ada, Uuid::nil(), 10).await.unwrap().len(), 1);
+    let of_ada = FactFilter { entities: vec![ada[0].id], ..filter };
+    assert_eq!(extractions::list_facts(&t.db, &of_ada, Uuid::nil(), 10).await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -6,5 +6,6 @@ mod capture;
 mod extraction;
 mod hydrate;
 mod projects;
+mod provenance;
 mod sources;
 mod support;

@@ -38,6 +38,9 @@ pub(crate) struct ExtractArgs {
     /// Only entities of this type; repeatable
     #[arg(long = "entity-type", value_name = "TYPE")]
     pub(crate) entity_types: Vec<String>,
+    /// Have the provider ask this model, as its server calls it [default: the configured one]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
     /// Which jobs the workers take first
     #[arg(long, value_enum, default_value_t = Priority::Normal)]
     pub(crate) priority: Priority,
@@ -70,6 +73,7 @@ Examples:
   waybill jobs --project handbook
   waybill jobs --watch
   waybill jobs 0197a3c2-8d4e-7c61-9f3a-5b1e2d4c6a80 --watch     until it has ended
+  waybill jobs 0197a3c2-8d4e-7c61-9f3a-5b1e2d4c6a80 --requests --state dead
   waybill jobs --cancel 0197a3c2-8d4e-7c61-9f3a-5b1e2d4c6a80
 
 Cancelling keeps the facts that were found.")]
@@ -80,6 +84,12 @@ pub(crate) struct JobsArgs {
     pub(crate) project: ProjectArg,
     #[command(flatten)]
     pub(crate) endpoint: EndpointArgs,
+    /// Show what became of each passage of the job that is named
+    #[arg(long, requires = "id", conflicts_with = "watch")]
+    pub(crate) requests: bool,
+    /// Only requests that stand here
+    #[arg(long, value_enum, requires = "requests")]
+    pub(crate) state: Option<RequestState>,
     /// At most this many, the newest first
     #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) limit: u16,
@@ -94,6 +104,23 @@ pub(crate) struct JobsArgs {
     pub(crate) json: bool,
 }
 
+/// Where a request stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RequestState {
+    /// Waits for the relay
+    Pending,
+    /// Waits in Redis
+    Queued,
+    /// A worker has it
+    Running,
+    /// Answered and stored
+    Done,
+    /// Given up
+    Dead,
+    /// Cancelled
+    Cancelled,
+}
+
 /// Arguments of `waybill facts`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -102,6 +129,11 @@ Examples:
   waybill facts --entity \"Ada Lovelace\" -n 100
   waybill facts --entities
   waybill facts --json -n 1000000 > facts.jsonl
+  waybill facts --job 0197a3c2-8d4e-7c61-9f3a-5b1e2d4c6a80 --below 0.4
+  waybill facts --job 0197a3c2-8d4e-7c61-9f3a-5b1e2d4c6a80 --below 0.4 --reject --yes
+
+--reject removes the facts that the same options list, from the index too. They come back only
+if their passage is read again (`waybill extract`) and the model finds them again.
 
 `waybill extract` finds them. Its default provider, `rules`, is not a language model: its
 facts are sentences that count for much in their passage.")]
@@ -116,11 +148,32 @@ pub(crate) struct FactsArgs {
     /// Only facts of this job
     #[arg(long, value_name = "ID")]
     pub(crate) job: Option<String>,
+    /// Only facts of this passage (`id` of a search's hit)
+    #[arg(long, value_name = "ID")]
+    pub(crate) chunk: Option<String>,
+    /// Only facts of documents whose uris begin so
+    #[arg(long, value_name = "URI_PREFIX")]
+    pub(crate) prefix: Option<String>,
+    /// Only facts of this type
+    #[arg(long = "type", value_name = "FACT_TYPE")]
+    pub(crate) kind: Option<String>,
+    /// Only facts with less confidence, 0 to 1
+    #[arg(long, value_name = "CONFIDENCE")]
+    pub(crate) below: Option<f32>,
+    /// Remove these facts instead of listing them; needs --yes
+    #[arg(long, requires = "yes", conflicts_with = "entities")]
+    pub(crate) reject: bool,
+    /// With --reject: that all facts of the project are meant, where nothing says which
+    #[arg(long, requires = "reject", conflicts_with_all = ["entity", "job", "chunk", "prefix", "kind", "below"])]
+    pub(crate) all: bool,
+    /// Remove without a further question
+    #[arg(long, requires = "reject")]
+    pub(crate) yes: bool,
     /// At most this many
     #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,
     /// List entities instead, with their spellings
-    #[arg(long, conflicts_with_all = ["entity", "job"])]
+    #[arg(long, conflicts_with_all = ["entity", "job", "chunk", "prefix", "kind", "below"])]
     pub(crate) entities: bool,
     /// Print one JSON object a line
     #[arg(long)]

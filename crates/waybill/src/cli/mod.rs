@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use self::client::{
     EndpointArgs, Format, HitKind, ImportArgs, Mode, ProjectsCommand, SearchArgs, SourcesCommand, StatusArgs,
 };
-pub(crate) use self::extraction::{ExtractArgs, FactsArgs, JobsArgs, Priority};
+pub(crate) use self::extraction::{ExtractArgs, FactsArgs, JobsArgs, Priority, RequestState};
 
 const EXIT_CODES: &str = "\
 Exit codes:

@@ -83,6 +83,7 @@ fn request(args: &ExtractArgs) -> StartExtractionRequest {
         instructions: args.instructions.clone().unwrap_or_default(),
         fact_types: args.fact_types.clone(),
         entity_types: args.entity_types.clone(),
+        model: args.model.clone().unwrap_or_default(),
     };
     StartExtractionRequest {
         project: args.project.project.clone(),
@@ -162,6 +163,8 @@ mod tests {
             "look",
             "--priority",
             "low",
+            "--model",
+            "large",
         ]);
         let request = request(&args);
         assert_eq!((request.project.as_str(), request.uri_prefix.as_str()), ("p", "a/"));
@@ -169,7 +172,7 @@ mod tests {
         let settings = request.settings.unwrap();
         assert_eq!(settings.fact_types, ["one", "two"]);
         assert_eq!(settings.entity_types, ["person"]);
-        assert_eq!(settings.instructions, "look");
+        assert_eq!((settings.instructions.as_str(), settings.model.as_str()), ("look", "large"));
     }
 
     #[test]

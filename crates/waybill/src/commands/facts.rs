@@ -2,7 +2,9 @@
 
 use console::style;
 use serde_json::{Value, json};
-use waybill_api::extraction::v1::{Entity, Extraction, ListEntitiesRequest, ListExtractionsRequest};
+use waybill_api::extraction::v1::{
+    Entity, Extraction, ListEntitiesRequest, ListExtractionsRequest, RejectExtractionsRequest, RejectFilter,
+};
 
 use crate::cli::FactsArgs;
 use crate::client;
@@ -16,6 +18,9 @@ const INDENT: &str = "    ";
 
 /// Runs the command.
 pub(crate) async fn run(args: FactsArgs) -> anyhow::Result<()> {
+    if args.reject {
+        return reject(&args).await;
+    }
     let listed = if args.entities { entities(&args).await? } else { facts(&args).await? };
     match listed {
         // Not a result, so not for stdout.
@@ -52,11 +57,14 @@ async fn facts(args: &FactsArgs) -> anyhow::Result<Listed> {
     loop {
         let request = ListExtractionsRequest {
             project: args.project.project.clone(),
-            chunk_id: String::new(),
+            chunk_id: args.chunk.clone().unwrap_or_default(),
             job_id: args.job.clone().unwrap_or_default(),
             entity: args.entity.clone().unwrap_or_default(),
             page_size: page_size(args, shown),
             page_token,
+            uri_prefix: args.prefix.clone().unwrap_or_default(),
+            r#type: args.kind.clone().unwrap_or_default(),
+            confidence_below: args.below,
         };
         let page = client.list_extractions(request).await.map_err(|status| target.explain(&status))?;
         let page = page.into_inner();
@@ -78,6 +86,30 @@ async fn facts(args: &FactsArgs) -> anyhow::Result<Listed> {
     }
     out.flush()?;
     Ok(Listed::of(shown, &page_token))
+}
+
+async fn reject(args: &FactsArgs) -> anyhow::Result<()> {
+    let (mut client, target) = client::extraction(&args.endpoint)?;
+    let filter = RejectFilter {
+        chunk_id: args.chunk.clone().unwrap_or_default(),
+        uri_prefix: args.prefix.clone().unwrap_or_default(),
+        job_id: args.job.clone().unwrap_or_default(),
+        r#type: args.kind.clone().unwrap_or_default(),
+        entity: args.entity.clone().unwrap_or_default(),
+        confidence_below: args.below,
+        all: args.all,
+    };
+    let project = args.project.project.clone();
+    let request = RejectExtractionsRequest { project, ids: Vec::new(), filter: Some(filter) };
+    let rejected = client.reject_extractions(request).await.map_err(|status| target.explain(&status))?;
+    let count = rejected.into_inner().rejected_count;
+    let mut out = Out::new();
+    if args.json {
+        out.json(&json!({ "rejected_count": count }))?;
+    } else {
+        out.line(format_args!("{} facts rejected", text::count(count.unsigned_abs())))?;
+    }
+    out.flush()
 }
 
 async fn entities(args: &FactsArgs) -> anyhow::Result<Listed> {
@@ -181,8 +213,10 @@ fn entity_as_json(entity: Entity) -> Value {
 fn why_nothing(args: &FactsArgs) -> &'static str {
     if args.entities {
         "no entities yet: `waybill extract` finds some"
-    } else if args.entity.is_some() || args.job.is_some() {
-        "no such facts: try it without --entity and --job (`waybill facts --entities` lists entities)"
+    } else if [&args.entity, &args.job, &args.chunk, &args.prefix, &args.kind].iter().any(|filter| filter.is_some())
+        || args.below.is_some()
+    {
+        "no such facts: try it with less conditions (`waybill facts --entities` lists entities)"
     } else {
         "no facts yet: `waybill extract` finds some"
     }

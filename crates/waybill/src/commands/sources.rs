@@ -120,6 +120,9 @@ fn print(out: &mut Out, source: Source) -> anyhow::Result<()> {
     row("version", &source.version.to_string())?;
     row("chunks", &source.chunk_count.to_string())?;
     row("sha256", &source.content_sha256)?;
+    if !source.job_id.is_empty() {
+        row("job", &source.job_id)?;
+    }
     row("created", &source.create_time.as_ref().map(values::time).unwrap_or_default())?;
     row("updated", &source.update_time.as_ref().map(values::time).unwrap_or_default())?;
     let metadata = Value::Object(source.metadata.map(values::from_struct).unwrap_or_default());
@@ -137,6 +140,7 @@ fn as_json(source: Source) -> Value {
         "version": source.version,
         "chunk_count": source.chunk_count,
         "content_sha256": source.content_sha256,
+        "job_id": source.job_id,
         "create_time": source.create_time.as_ref().map(values::time),
         "update_time": source.update_time.as_ref().map(values::time),
         "metadata": source.metadata.map(values::from_struct).unwrap_or_default(),

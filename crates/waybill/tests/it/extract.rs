@@ -103,6 +103,31 @@ async fn facts_quote_the_documents_and_are_found_once() {
     let cancelled = place.json(&["jobs", "--cancel", few]).await;
     assert_eq!(cancelled["done_count"], 1, "{cancelled}");
 
+    let source = place.json(&["sources", "get", "people/ada.txt"]).await;
+    assert_eq!(source["job_id"], report["job_id"], "{source}");
+    let requests = place.json_lines(&["jobs", id, "--requests"]).await;
+    assert_eq!(requests.len(), 3, "{requests:?}");
+    assert!(requests.iter().all(|request| request["state"] == "done"), "{requests:?}");
+    let human = place.run(&["jobs", id, "--requests", "--state", "dead"]).await.expect_code(0);
+    assert_has(&human.stderr, &["no such requests"]);
+
+    let of_london = place.json_lines(&["facts", "--prefix", "places/", "-n", "1000"]).await;
+    assert!(!of_london.is_empty() && of_london.len() < facts.len(), "{of_london:?}");
+    for (args, code, reason) in [
+        (vec!["facts", "--reject"], 2, "--yes"),
+        (vec!["facts", "--reject", "--yes"], 1, "says nothing"),
+        (vec!["facts", "--reject", "--yes", "--all", "--prefix", "places/"], 2, "cannot be used with"),
+    ] {
+        assert_has(&place.run(&args).await.expect_code(code).stderr, &[reason]);
+    }
+    let rejected = place.json(&["facts", "--prefix", "places/", "--reject", "--yes"]).await;
+    assert_eq!(rejected["rejected_count"], of_london.len());
+    let left = place.json_lines(&["facts", "-n", "1000"]).await;
+    assert!(left.iter().all(|fact| fact["uri"] != "places/london.txt"), "{left:?}");
+    assert_eq!(left.len() + of_london.len(), facts.len());
+    let rejected = place.json(&["facts", "--all", "--reject", "--yes"]).await;
+    assert_eq!(rejected["rejected_count"], left.len());
+
     up.signal(Signal::SIGTERM).unwrap();
     let status = up.wait(STOP_LIMIT).await.unwrap();
     assert_eq!(status.code(), Some(0), "{:#?}", up.output());

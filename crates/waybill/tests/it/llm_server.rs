@@ -22,6 +22,8 @@ pub(crate) enum Mood {
     Answer(Duration),
     /// 429 with Retry-After.
     Throttle,
+    /// 429 with Retry-After of a second.
+    Pause,
     /// 500.
     Fail,
     /// Hangs up in the middle of the answer.
@@ -159,6 +161,7 @@ async fn reply(stream: &mut BufReader<TcpStream>, passage: &str, mood: Mood) -> 
             (200, "", completion(content(passage)))
         }
         Mood::Throttle => (429, "retry-after: 0\r\n", error),
+        Mood::Pause => (429, "retry-after: 1\r\n", error),
         Mood::Fail => (500, "", error),
         Mood::Refuse => (422, "", error),
         Mood::Rubbish => (200, "", completion("I'd rather talk about the weather.".to_owned())),

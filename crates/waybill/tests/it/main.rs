@@ -11,6 +11,7 @@ mod extraction;
 mod help;
 mod import;
 mod llm_server;
+mod path;
 #[cfg(feature = "embedded")]
 mod place;
 mod program;

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+use uuid::Uuid;
 use waybill_api::ingestion::v1::ingestion_service_client::IngestionServiceClient;
 
 use self::progress::Progress;
@@ -55,7 +56,7 @@ pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<u8> {
         max_bytes,
     };
     let stop = stop_on_ctrl_c();
-    let mut report = Report::default();
+    let mut report = Report { job_id: Uuid::now_v7(), ..Report::default() };
     if args.prune {
         let skipped = plan.skipped.iter().map(|skipped| format!("{}{}", common.uri_prefix, skipped.uri));
         report.seen = Some(skipped.collect());

@@ -6,6 +6,7 @@ use std::time::Duration;
 use console::style;
 use serde::Serialize;
 use serde_json::json;
+use uuid::Uuid;
 use waybill_api::ingestion::v1::{PutOutcome, PutSourceResponse};
 
 use crate::out::Out;
@@ -28,6 +29,8 @@ pub(super) struct Refusal {
 /// Counts, and the documents that were not imported.
 #[derive(Debug, Default)]
 pub(super) struct Report {
+    /// Names this run: stored with the documents and chunks that it writes.
+    pub(super) job_id: Uuid,
     pub(super) new: u64,
     pub(super) changed: u64,
     pub(super) unchanged: u64,
@@ -89,6 +92,7 @@ impl Report {
     pub(super) fn print_json(&self, out: &mut Out, project: &str) -> anyhow::Result<()> {
         out.json(&json!({
             "project": project,
+            "job_id": self.job_id,
             "new": self.new,
             "changed": self.changed,
             "unchanged": self.unchanged,
@@ -124,6 +128,9 @@ impl Report {
             self.per_second(self.answered()),
             self.per_second(self.chunks),
         ))?;
+        if self.new + self.changed > 0 {
+            out.line(format_args!("job {}", self.job_id))?;
+        }
         if self.pruned > 0 {
             out.line(format_args!("{} sources deleted (--prune)", text::count(self.pruned)))?;
         }

@@ -8,7 +8,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
-use uuid::Uuid;
 use waybill_api::ingestion::v1::ingestion_service_client::IngestionServiceClient;
 use waybill_api::ingestion::v1::put_sources_response::Result as PutResult;
 use waybill_api::ingestion::v1::{PutError, PutSourcesRequest, PutSourcesResponse};
@@ -71,7 +70,7 @@ impl<'a> Sender<'a> {
         report: &'a mut Report,
         progress: &'a mut Progress,
     ) -> Self {
-        let window = Window::new(project.to_owned(), Uuid::now_v7());
+        let window = Window::new(project.to_owned(), report.job_id);
         Self { client, target, project, window, report, progress }
     }
 
@@ -197,7 +196,7 @@ impl<'a> Sender<'a> {
     /// Sends a large document by itself. The stream waits: there are few of them.
     async fn upload(&mut self, document: Document) {
         let uri = document.uri.clone();
-        match upload::run(&mut self.client, self.project, document).await {
+        match upload::run(&mut self.client, self.project, self.report.job_id, document).await {
             Ok(response) => self.report.put(&response),
             Err(status) => {
                 let reason = client::describe(status.code(), status.message());

@@ -29,9 +29,10 @@ const RETRY: Backoff = Backoff { base: Duration::from_millis(500), max: Duration
 pub(super) async fn run(
     client: &mut IngestionServiceClient<Channel>,
     project: &str,
+    run: Uuid,
     document: Document,
 ) -> Result<PutSourceResponse, Status> {
-    let messages = messages(project, Uuid::now_v7(), document);
+    let messages = messages(project, run, Uuid::now_v7(), document);
     let mut attempt = 0;
     loop {
         attempt += 1;
@@ -49,7 +50,7 @@ pub(super) async fn run(
     }
 }
 
-fn messages(project: &str, request_id: Uuid, document: Document) -> Vec<UploadSourceRequest> {
+fn messages(project: &str, run: Uuid, request_id: Uuid, document: Document) -> Vec<UploadSourceRequest> {
     let header = PutSourceRequest {
         project: project.to_owned(),
         request_id: request_id.to_string(),
@@ -58,6 +59,7 @@ fn messages(project: &str, request_id: Uuid, document: Document) -> Vec<UploadSo
         media_type: document.media_type.into(),
         metadata: document.metadata,
         body: Vec::new(),
+        job_id: run.to_string(),
     };
     let parts = document.body.chunks(PART_BYTES).map(|part| Part::Data(part.to_vec()));
     std::iter::once(Part::Header(header)).chain(parts).map(|part| UploadSourceRequest { part: Some(part) }).collect()
@@ -78,7 +80,7 @@ mod tests {
             metadata: None,
             body: vec![b'x'; PART_BYTES + 1],
         };
-        let sizes: Vec<_> = messages("p", Uuid::nil(), document)
+        let sizes: Vec<_> = messages("p", Uuid::nil(), Uuid::nil(), document)
             .into_iter()
             .map(|message| match message.part.unwrap() {
                 Part::Header(header) => {

@@ -153,6 +153,7 @@ impl Window {
             metadata: document.metadata.clone(),
             body: document.body.clone(),
             request_id: Uuid::new_v5(&self.run, identity.as_bytes()).to_string(),
+            job_id: self.run.to_string(),
         }
     }
 }

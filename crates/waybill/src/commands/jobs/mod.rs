@@ -2,6 +2,7 @@
 
 pub(super) mod follow;
 pub(super) mod progress;
+mod requests;
 pub(super) mod show;
 
 use std::time::Duration;
@@ -30,6 +31,7 @@ pub(crate) async fn run(args: JobsArgs) -> anyhow::Result<u8> {
     let view = View { client, target, project: args.project.project, limit: args.limit, as_json: args.json };
     match (args.cancel, args.id) {
         (Some(id), _) => view.cancel(id).await?,
+        (None, Some(id)) if args.requests => view.requests(id, args.state).await?,
         (None, Some(id)) if args.watch => return view.follow(id).await,
         (None, Some(id)) => view.one(id).await?,
         (None, None) if args.watch => view.watch().await?,
@@ -48,7 +50,7 @@ struct View {
 
 impl View {
     async fn list(mut self) -> anyhow::Result<()> {
-        let jobs = self.ask().await.map_err(|status| self.target.explain(&status))?;
+        let (jobs, more) = self.ask().await.map_err(|status| self.target.explain(&status))?;
         if jobs.is_empty() {
             // Not a result, so not for stdout.
             eprintln!("no jobs yet: `waybill extract` starts one");
@@ -63,8 +65,8 @@ impl View {
             out.text(&show::table(&jobs))?;
         }
         out.flush()?;
-        if jobs.len() == usize::from(self.limit) {
-            eprintln!("there may be more: --limit shows more than {}", self.limit);
+        if more {
+            eprintln!("there are more: --limit shows more than {}", self.limit);
         }
         Ok(())
     }
@@ -78,12 +80,12 @@ impl View {
         loop {
             ticks.tick().await;
             match self.ask().await {
-                Ok(jobs) if self.as_json => {
+                Ok((jobs, _)) if self.as_json => {
                     let before = last.unwrap_or_default();
                     print_json(jobs.iter().filter(|job| !before.contains(job)))?;
                     last = Some(jobs);
                 }
-                Ok(jobs) => {
+                Ok((jobs, _)) => {
                     screen.show(&show::table(&jobs))?;
                     last = Some(jobs);
                 }
@@ -125,9 +127,12 @@ impl View {
         self.print(&job.into_inner())
     }
 
-    async fn ask(&mut self) -> Result<Vec<Job>, Status> {
-        let request = ListJobsRequest { project: self.project.clone(), page_size: self.limit.into() };
-        Ok(self.client.list_jobs(request).await?.into_inner().jobs)
+    /// The newest jobs, and whether there are more.
+    async fn ask(&mut self) -> Result<(Vec<Job>, bool), Status> {
+        let project = self.project.clone();
+        let request = ListJobsRequest { project, page_size: self.limit.into(), page_token: String::new() };
+        let page = self.client.list_jobs(request).await?.into_inner();
+        Ok((page.jobs, !page.next_page_token.is_empty()))
     }
 
     async fn get(&mut self, id: String) -> anyhow::Result<Job> {

@@ -68,6 +68,7 @@ pub(crate) fn rows(job: &Job) -> String {
     }
     row("facts", &text::count(job.fact_count.unsigned_abs()));
     row("dropped", &text::count(job.dropped_fact_count.unsigned_abs()));
+    row("entities", &entities(job));
     if let Some(usage) = usage(job) {
         row("used", &usage);
     }
@@ -120,11 +121,21 @@ pub(crate) fn as_json(job: &Job) -> Value {
         "cancelled_count": job.cancelled_count,
         "fact_count": job.fact_count,
         "dropped_fact_count": job.dropped_fact_count,
+        "entities_none_count": job.entities_none_count,
+        "entities_partial_count": job.entities_partial_count,
+        "entities_complete_count": job.entities_complete_count,
         "prompt_tokens": job.prompt_tokens,
         "completion_tokens": job.completion_tokens,
         "cost": job.cost,
         "create_time": job.create_time.as_ref().map(values::time),
     })
+}
+
+/// Of how many requests the entities are stored.
+fn entities(job: &Job) -> String {
+    let count = |count: i64| text::count(count.unsigned_abs());
+    let (complete, partial) = (count(job.entities_complete_count), count(job.entities_partial_count));
+    format!("all of {complete} requests, some of {partial}, none of {}", count(job.entities_none_count))
 }
 
 /// A job's tokens and what they cost, if it took any: `rules` takes none.
