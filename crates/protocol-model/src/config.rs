@@ -79,4 +79,8 @@ pub enum Mutation {
     BoundReadAfterRows,
     /// A writer takes its version before it has the row.
     VersionBeforeLock,
+    /// An improvement: a delete is bounded by the highest version that its outbox rows speak of.
+    BoundOfCoveredRows,
+    /// An improvement: the sink keeps a tombstone with that bound, which late upserts meet.
+    Tombstones,
 }

@@ -79,7 +79,7 @@ impl Model for Config {
         for (index, relay) in state.relays.iter().enumerate() {
             self.lease_actions(state, index, relay, actions);
             self.reader_actions(state, index, relay, actions);
-            Self::delivery_actions(self, state, index, relay, actions);
+            self.delivery_actions(state, index, relay, actions);
         }
         for request in &state.wire {
             actions.push(Action::Answer(request.clone()));
@@ -111,8 +111,8 @@ impl Config {
         let db = &state.db;
         if let Some(tx) = db.next_tx() {
             for key in 0..small(self.key_lanes.len()) {
-                let ops = [Op::Put, Op::Delete];
                 let action = if self.slow_writers { Action::Begin } else { Action::Write };
+                let ops = [Op::Put, Op::Delete].into_iter().filter(|&op| db.can_begin(key, op, self.mutation));
                 actions.extend(ops.map(|op| action(tx, key, op)));
             }
         }
@@ -133,7 +133,10 @@ impl Config {
     fn lease_actions(&self, state: &State, index: usize, relay: &Relay, actions: &mut Vec<Action>) {
         let holds_any = relay.holds_any();
         if holds_any {
-            actions.push(Action::Beat(index, None));
+            let is_fresh = |lane: usize| relay.held[lane] == 0 || state.db.cursors[lane].lease == self.term;
+            if relay.usable < self.usable() || !(0..self.lanes()).all(is_fresh) {
+                actions.push(Action::Beat(index, None));
+            }
             if relay.usable == 0 || state.faults_left > 0 {
                 actions.push(Action::LoseLanes(index));
             }
@@ -143,7 +146,9 @@ impl Config {
         }
         for lane in 0..self.lanes() {
             if relay.held[lane] == 0 {
-                actions.push(Action::Beat(index, Some(lane)));
+                if state.db.is_free(lane, index, self) {
+                    actions.push(Action::Beat(index, Some(lane)));
+                }
             } else if relay.lanes[lane].is_some() {
                 actions.push(Action::Leave(index, lane));
             } else if !relay.is_lane_busy(lane, &self.key_lanes) {
@@ -201,7 +206,7 @@ impl Config {
             if state.faults_left > 0 {
                 actions.push(Action::LoseSettleAnswer(index));
             }
-        } else if relay.usable > 0 || !relay.holds_any() {
+        } else if relay.has_to_settle(self.mutation) && (relay.usable > 0 || !relay.holds_any()) {
             actions.push(Action::BeginSettle(index));
         }
     }
@@ -214,12 +219,12 @@ impl Config {
         let mutation = self.mutation;
         let State { db, relays, .. } = state;
         match action {
-            Action::Begin(tx, key, op) => return db.begin(tx, key, op, mutation),
+            Action::Begin(tx, key, op) => db.begin(tx, key, op, mutation),
             Action::Sequence(tx) => return db.sequence(tx, mutation),
             Action::Commit(tx) => db.commit(tx),
             Action::Abort(tx) => db.abort(tx),
             Action::Write(tx, key, op) => {
-                db.begin(tx, key, op, mutation)?;
+                db.begin(tx, key, op, mutation);
                 db.sequence(tx, mutation)?;
                 db.commit(tx);
             }
@@ -273,7 +278,7 @@ impl Config {
                     replace(&mut state.wire, &request, Some(Request { waiter: None, ..request.clone() }));
                 }
             }
-            Action::BeginSettle(relay) => return relays[relay].begin_settle(&self.key_lanes, mutation),
+            Action::BeginSettle(relay) => relays[relay].begin_settle(&self.key_lanes, mutation),
             Action::Settle(relay) => return self.settle(state, relay, true),
             Action::LoseSettleAnswer(relay) => {
                 state.faults_left -= 1;
@@ -299,7 +304,6 @@ impl Config {
                 return None;
             }
             let cursor = db.take(lane, index, self)?;
-            relay.drop_log(lane, &self.key_lanes, self.mutation);
             relay.take_lane(lane, cursor.epoch, cursor.closed);
         }
         relay.usable = if relay.holds_any() { self.usable() } else { 0 };
@@ -333,15 +337,20 @@ impl Config {
 
     fn apply(&self, state: &mut State, request: &Request, answered: bool) {
         let shown = &mut state.sink[usize::from(request.key)];
+        let tombstone = &mut state.tombstones[usize::from(request.key)];
         match request.write {
             Write::Upsert(version) => {
-                if *shown < version || self.mutation == Mutation::UnconditionalUpsert {
+                if (*shown).max(*tombstone) < version || self.mutation == Mutation::UnconditionalUpsert {
                     *shown = version;
+                    *tombstone = 0;
                 }
             }
             Write::Delete(bound) => {
                 if *shown <= bound || self.mutation == Mutation::UnboundedDelete {
                     *shown = 0;
+                    if self.mutation == Mutation::Tombstones {
+                        *tombstone = (*tombstone).max(bound);
+                    }
                 }
             }
         }

@@ -42,15 +42,16 @@ impl Database {
         !self.is_locked(key, mutation) && (op == Op::Put || self.rows[usize::from(key)] != 0)
     }
 
+    /// Says whether a transaction may begin with this. A row is locked before its trigger takes
+    /// a version.
+    pub(crate) fn can_begin(&self, key: u8, op: Op, mutation: Mutation) -> bool {
+        mutation == Mutation::VersionBeforeLock || self.can_write(key, op, mutation)
+    }
+
     /// Begins a transaction: xid, lock, version.
-    pub(crate) fn begin(&mut self, tx: usize, key: u8, op: Op, mutation: Mutation) -> Option<()> {
-        // A row is locked before its trigger takes a version.
-        if mutation != Mutation::VersionBeforeLock && !self.can_write(key, op, mutation) {
-            return None;
-        }
+    pub(crate) fn begin(&mut self, tx: usize, key: u8, op: Op, mutation: Mutation) {
         let seq = if mutation == Mutation::SeqBeforeXid { self.next_seq() } else { 0 };
         self.txs[tx] = Tx { phase: TxPhase::Begun, key, op, seq };
-        Some(())
     }
 
     fn next_seq(&mut self) -> u8 {
@@ -108,6 +109,13 @@ impl Database {
         small(self.next_tx().unwrap_or(self.txs.len()))
     }
 
+    /// Returns the highest version that the outbox rows at these positions speak of. (A delete
+    /// has no version of its own here: the one it skips stands for the row's last.)
+    pub(crate) fn highest_version(&self, covers: Mask) -> u8 {
+        let highest = self.txs.iter().rposition(|tx| tx.seq != 0 && covers & bit(tx.seq) != 0);
+        highest.map_or(0, |tx| small(tx + 1))
+    }
+
     /// Renews a lease, unless it is no longer the relay's.
     pub(crate) fn renew(&mut self, lane: usize, relay: usize, epoch: u8, term: u8) -> bool {
         let cursor = &mut self.cursors[lane];
@@ -118,14 +126,20 @@ impl Database {
         stands
     }
 
-    /// Takes a lane that nobody holds, whose lease has run out, or that is the relay's own from
-    /// before it lost track of it.
-    pub(crate) fn take(&mut self, lane: usize, relay: usize, config: &Config) -> Option<Cursor> {
-        let cursor = &mut self.cursors[lane];
+    /// Says whether a relay may take a lane: nobody holds it, its lease has run out, or it is
+    /// the relay's own from before it lost track of it.
+    pub(crate) fn is_free(&self, lane: usize, relay: usize, config: &Config) -> bool {
+        let cursor = &self.cursors[lane];
         let is_free = cursor.owner == 0 || cursor.lease == 0 || cursor.owner == number(relay);
-        if !is_free || cursor.epoch >= config.epochs {
+        is_free && cursor.epoch < config.epochs
+    }
+
+    /// Takes a lane.
+    pub(crate) fn take(&mut self, lane: usize, relay: usize, config: &Config) -> Option<Cursor> {
+        if !self.is_free(lane, relay, config) {
             return None;
         }
+        let cursor = &mut self.cursors[lane];
         *cursor = Cursor { owner: number(relay), epoch: cursor.epoch + 1, lease: config.term, ..*cursor };
         Some(*cursor)
     }

@@ -178,7 +178,10 @@ fn is_looked_for(state: &State, relay: &Relay, seq: u8) -> bool {
 fn has_late_commit(config: &Config, state: &State, relay: &Relay) -> bool {
     state.db.outbox().any(|(seq, key)| {
         relay.lanes[config.key_lanes[key]].as_ref().is_some_and(|log| {
-            seq <= relay.reader.scanned && seq > log.verified && log.seen & bit(seq) == 0 && is_looked_for(state, relay, seq)
+            seq <= relay.reader.scanned
+                && seq > log.verified
+                && log.seen & bit(seq) == 0
+                && is_looked_for(state, relay, seq)
         })
     })
 }

@@ -157,8 +157,11 @@ impl Relay {
             (Mutation::StateReadBeforeDelivery, Some(early)) => early,
             _ => db.rows[key],
         };
-        let phase =
-            if version == 0 { Phase::Absent(db.last_version()) } else { Phase::Loaded(Write::Upsert(version)) };
+        let bound = match mutation {
+            Mutation::BoundOfCoveredRows | Mutation::Tombstones => db.highest_version(covers),
+            _ => db.last_version(),
+        };
+        let phase = if version == 0 { Phase::Absent(bound) } else { Phase::Loaded(Write::Upsert(version)) };
         log.delivery = Some(Delivery { epoch, covers, phase });
         Some(())
     }
@@ -183,22 +186,24 @@ impl Relay {
         }
     }
 
+    /// Says whether there is anything to settle.
+    pub(crate) fn has_to_settle(&self, mutation: Mutation) -> bool {
+        let is_confirmed = |delivery: &Delivery| matches!(delivery.phase, Phase::Confirmed(_));
+        self.keys.iter().filter_map(|key| key.delivery.as_ref()).any(is_confirmed)
+            || self.lanes.iter().flatten().any(|lane| lane.closed(mutation) > lane.written)
+    }
+
     /// Puts a settle together out of everything that was confirmed.
-    pub(crate) fn begin_settle(&mut self, key_lanes: &[usize], mutation: Mutation) -> Option<()> {
-        if self.settling.is_some() {
-            return None;
-        }
+    pub(crate) fn begin_settle(&mut self, key_lanes: &[usize], mutation: Mutation) {
         let cursors: Vec<_> = (0..self.lanes.len())
             .filter_map(|lane| Some((lane, self.lanes[lane].as_ref()?)))
             .filter(|(_, log)| log.closed(mutation) > log.written)
             .map(|(lane, log)| (small(lane), log.epoch, log.closed(mutation)))
             .collect();
         let mut parts = Vec::new();
-        let mut any = !cursors.is_empty();
         for (key, log) in self.keys.iter_mut().enumerate() {
             let Some(delivery) = &mut log.delivery else { continue };
             let Phase::Confirmed(write) = delivery.phase else { continue };
-            any = true;
             delivery.phase = Phase::Settling(write);
             if mutation == Mutation::SettleRowsReadMeanwhile && delivery.covers != 0 {
                 delivery.covers |= std::mem::take(&mut log.waiting);
@@ -208,8 +213,7 @@ impl Relay {
                 parts.push((small(key), delivery.epoch, delivery.covers, write));
             }
         }
-        self.settling = any.then_some(Settlement { parts, cursors });
-        any.then_some(())
+        self.settling = Some(Settlement { parts, cursors });
     }
 
     /// Takes the answer to a settle: in which lanes it was done.

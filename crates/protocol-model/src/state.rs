@@ -21,6 +21,8 @@ pub struct State {
     pub wire: Vec<Request>,
     /// The version that the sink shows of each key; 0: nothing.
     pub sink: Vec<u8>,
+    /// The version of each key's tombstone in the sink; 0: none, which is what is built.
+    pub tombstones: Vec<u8>,
     /// How much may still break.
     pub faults_left: u8,
     /// How many requests may still outlive their deadline.
@@ -262,6 +264,7 @@ impl State {
             relays,
             wire: Vec::new(),
             sink: vec![0; keys],
+            tombstones: vec![0; keys],
             faults_left: config.faults,
             late_left: config.late_requests,
             stale_settle: false,

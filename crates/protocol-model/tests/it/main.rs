@@ -1,12 +1,100 @@
-use stateright::{Checker, Model};
-use waybill_protocol_model::{Config, Mutation};
-fn env(n: &str, d: usize) -> usize { std::env::var(n).ok().map_or(d, |v| v.parse().unwrap()) }
-#[test]
-fn explore() {
-    let lanes = std::env::var("KL").unwrap_or("0".into()).split(',').map(|x| x.parse().unwrap()).collect();
-    let c = Config { relays: env("R",2), key_lanes: lanes, writes: env("W",2), slow_writers: env("SLOW",1)==1, aborts: env("AB",0)==1, term: env("T",2) as u8, grace: 1, epochs: env("E",2) as u8, faults: env("F",0) as u8, late_requests: env("L",0) as u8, mutation: Mutation::None };
-    let t = std::time::Instant::now();
-    let ch = c.checker().threads(2).timeout(std::time::Duration::from_secs(env("TO",60) as u64)).spawn_bfs().join();
-    println!("states {} unique {} done {} depth {} {:?}", ch.state_count(), ch.unique_state_count(), ch.is_done(), ch.max_depth(), t.elapsed());
-    if std::env::var("TR").is_ok() { for (n, p) in ch.discoveries() { println!("== {n} {}:\n   {}", ch.discovery_classification(n), p.into_actions().iter().map(|a| format!("{a:?}")).collect::<Vec<_>>().join("\n   ")); } } else { for (n, _) in ch.discoveries() { println!("== {n} {}", ch.discovery_classification(n)); } }
+//! Runs the checker. Every test but those of [`broken`] visits all states of its world.
+
+mod broken;
+mod holds;
+mod late;
+
+use std::collections::BTreeSet;
+
+use stateright::{Checker, HasDiscoveries, Model};
+use waybill_protocol_model::{Config, Mutation, name};
+
+/// The small world that the others are made of: one relay, one key, one write, nothing breaks.
+fn small() -> Config {
+    Config {
+        relays: 1,
+        key_lanes: vec![0],
+        writes: 1,
+        slow_writers: false,
+        aborts: false,
+        term: 2,
+        grace: 1,
+        epochs: 2,
+        faults: 0,
+        late_requests: 0,
+        mutation: Mutation::None,
+    }
+}
+
+/// What was found in all states of a world.
+struct Found {
+    /// Properties that don't hold.
+    broken: Vec<&'static str>,
+    /// Things that do occur.
+    occurring: BTreeSet<&'static str>,
+}
+
+/// Visits every state.
+#[track_caller]
+fn visit(config: Config) -> Found {
+    let checker = config.clone().checker().threads(threads()).spawn_bfs().join();
+    assert!(checker.is_done(), "not all states were visited");
+    println!(
+        "{} states, {} steps, at most {} steps deep: {config:?}",
+        checker.unique_state_count(),
+        checker.state_count(),
+        checker.max_depth()
+    );
+    let (mut broken, mut occurring) = (Vec::new(), BTreeSet::new());
+    for (name, path) in checker.discoveries() {
+        if checker.discovery_classification(name).to_string() == "counterexample" {
+            println!("not so: {name}{}", trace(&path.into_actions()));
+            broken.push(name);
+        } else {
+            occurring.insert(name);
+        }
+    }
+    broken.sort_unstable();
+    Found { broken, occurring }
+}
+
+/// Checks that everything holds in every state, and that `occurring` is among what occurs.
+#[track_caller]
+fn holds(config: Config, occurring: &[&'static str]) {
+    let found = visit(config);
+    assert!(found.broken.is_empty(), "broken: {:?}", found.broken);
+    for name in occurring {
+        assert!(found.occurring.contains(name), "does not occur: {name}");
+    }
+}
+
+/// Checks that a property holds in a world, and doesn't once a rule of the protocol is broken.
+#[track_caller]
+fn breaks(config: Config, mutation: Mutation, property: &'static str) {
+    let sound = visit(config.clone());
+    assert!(!sound.broken.contains(&property), "{property}: does not even hold without {mutation:?}");
+    let mutant = Config { mutation, ..config };
+    let checker = mutant
+        .checker()
+        .threads(threads())
+        .finish_when(HasDiscoveries::AnyOf(BTreeSet::from([property])))
+        .spawn_bfs()
+        .join();
+    let Some(path) = checker.discovery(property) else {
+        panic!("{property}: holds under {mutation:?}, too, in all {} states", checker.unique_state_count());
+    };
+    println!("{mutation:?} breaks {property:?}:{}", trace(&path.into_actions()));
+}
+
+fn trace(actions: &[waybill_protocol_model::Action]) -> String {
+    actions.iter().map(|action| format!("\n    {action:?}")).collect()
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, Into::into)
+}
+
+/// Says whether tests may take long.
+fn may_take_long() -> bool {
+    std::env::var_os("WAYBILL_TEST_LONG").is_some()
 }
