@@ -71,7 +71,7 @@ fn one_relay_and_three_writers_that_commit_out_of_order() {
 #[test]
 fn larger_worlds_when_there_is_time() {
     if !may_take_long() {
-        println!("left out: it takes long");
+        eprintln!("left out: it takes long");
         return;
     }
     let all = [name::ALL_CLOSED, name::PERMIT_REFUSED, name::SETTLE_REFUSED];

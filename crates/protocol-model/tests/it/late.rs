@@ -6,7 +6,7 @@
 //! they don't prevent, which is why permits and deadlines are there. Where a test here says that
 //! something is broken, a better guard would show by making it fail.
 
-use crate::{Config, Mutation, holds, name, small, visit};
+use crate::{Config, Mutation, holds, may_take_long, name, small, visit};
 
 #[test]
 fn a_late_upsert_can_show_a_deleted_key_again_and_nothing_else() {
@@ -47,6 +47,16 @@ fn tombstones_in_the_sink_would_prevent_both() {
     holds(came_back(Mutation::Tombstones), &[name::ALL_CLOSED, name::LATE_UPSERT_REFUSED, name::LATE_DELETE_REFUSED]);
     let world = Config { relays: 2, writes: 2, late_requests: 1, mutation: Mutation::Tombstones, ..small() };
     holds(world, &[name::ALL_CLOSED, name::LATE_UPSERT_REFUSED, name::HANDED_OVER_IN_FLIGHT]);
+}
+
+#[test]
+fn a_late_request_meets_a_second_relay_and_a_key_that_came_back_when_there_is_time() {
+    if !may_take_long() {
+        eprintln!("left out: it takes long");
+        return;
+    }
+    let found = visit(Config { relays: 2, writes: 3, late_requests: 1, ..small() });
+    assert_eq!(found.broken, [name::NO_RESURRECTION]);
 }
 
 fn came_back(mutation: Mutation) -> Config {

@@ -39,7 +39,7 @@ struct Found {
 fn visit(config: Config) -> Found {
     let checker = config.clone().checker().threads(threads()).spawn_bfs().join();
     assert!(checker.is_done(), "not all states were visited");
-    println!(
+    eprintln!(
         "{} states, {} steps, at most {} steps deep: {config:?}",
         checker.unique_state_count(),
         checker.state_count(),
@@ -48,7 +48,7 @@ fn visit(config: Config) -> Found {
     let (mut broken, mut occurring) = (Vec::new(), BTreeSet::new());
     for (name, path) in checker.discoveries() {
         if checker.discovery_classification(name).to_string() == "counterexample" {
-            println!("not so: {name}{}", trace(&path.into_actions()));
+            eprintln!("not so: {name}{}", trace(&path.into_actions()));
             broken.push(name);
         } else {
             occurring.insert(name);
@@ -83,7 +83,7 @@ fn breaks(config: Config, mutation: Mutation, property: &'static str) {
     let Some(path) = checker.discovery(property) else {
         panic!("{property}: holds under {mutation:?}, too, in all {} states", checker.unique_state_count());
     };
-    println!("{mutation:?} breaks {property:?}:{}", trace(&path.into_actions()));
+    eprintln!("{mutation:?} breaks {property:?}:{}", trace(&path.into_actions()));
 }
 
 fn trace(actions: &[waybill_protocol_model::Action]) -> String {
