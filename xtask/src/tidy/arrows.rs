@@ -45,6 +45,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "waybill-vectors",
         ],
     ),
+    ("waybill-protocol-model", &[]),
     ("waybill-testkit", &["waybill-domain", "waybill-local-stores"]),
     (
         "waybill-bench",
