@@ -4,12 +4,14 @@
 //! Queries are checked against the schema when they are compiled; `.sqlx/` holds what is
 //! needed to do so without a database.
 
+pub mod backlog;
 mod bell;
 pub mod cache;
 mod db;
 mod ear;
 mod error;
 pub mod extractions;
+pub mod freshness;
 pub mod hydrate;
 pub mod jobs;
 pub mod lease;

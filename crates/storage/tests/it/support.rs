@@ -99,6 +99,7 @@ pub(crate) fn source(project: ProjectId, uri: &str, passages: &[&str]) -> NewSou
             content_hash: ContentHash::of(&text),
             chunker: "test".to_owned(),
             request: None,
+            provisional: None,
         },
         title: "Title".to_owned(),
         text,
