@@ -4,7 +4,9 @@
 mod cache;
 mod capture;
 mod extraction;
+mod freshness;
 mod hydrate;
 mod projects;
+mod provisional;
 mod sources;
 mod support;
