@@ -8,6 +8,7 @@ mod name;
 mod retry;
 mod state;
 mod text;
+mod token;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use error::ErrorClass;
@@ -16,3 +17,4 @@ pub use name::{InvalidName, Kind, LANES, Lane, MediaType, ProjectName, SinkName}
 pub use retry::Backoff;
 pub use state::{JobState, PutOutcome, SourceState, UnknownState};
 pub use text::{ContentHash, TextHash, embedding_text};
+pub use token::{FreshnessToken, InvalidToken};

@@ -15,6 +15,9 @@ const MAX_MODELS: usize = 16;
 /// The largest message that may be configured: it is held in memory, once for each call.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
 
+/// The longest wait that may be configured: an hour.
+const MAX_WAIT_MS: usize = 60 * 60 * 1_000;
+
 /// Configures embedding and search.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -32,6 +35,11 @@ pub struct Config {
     pub alias: String,
     /// The largest request, in bytes.
     pub max_message_bytes: usize,
+    /// How long a search with freshness tokens waits for the vector store at most, in
+    /// milliseconds. Its own deadline may be shorter.
+    pub freshness_wait_max_ms: u64,
+    /// Searches that wait so at once; one more is refused and may come again.
+    pub max_waiting_searches: usize,
 }
 
 /// How texts are batched.
@@ -74,6 +82,10 @@ impl Default for Config {
             alias: DEFAULT_ALIAS.to_owned(),
             // 1,024 passages of 16 KB, or 256 of the longest.
             max_message_bytes: 16 << 20,
+            // As long as callers commonly wait at all.
+            freshness_wait_max_ms: 30_000,
+            // Each looks at Postgres five times a second.
+            max_waiting_searches: 256,
         }
     }
 }
@@ -127,6 +139,9 @@ impl Config {
             return Err(invalid("alias", &self.alias, "is empty", "write \"waybill\" or a name of your own"));
         }
         check("max_message_bytes", self.max_message_bytes, 1 << 20, MAX_MESSAGE_BYTES)?;
+        let wait = usize::try_from(self.freshness_wait_max_ms).unwrap_or(usize::MAX);
+        check("freshness_wait_max_ms", wait, 1, MAX_WAIT_MS)?;
+        check("max_waiting_searches", self.max_waiting_searches, 1, 100_000)?;
         check("batching.max_batch_texts", self.batching.max_batch_texts, 1, 2_048)?;
         check("batching.max_batch_tokens", self.batching.max_batch_tokens, 512, 4_000_000)?;
         check("batching.in_flight", self.batching.in_flight, 0, 256)?;
@@ -206,7 +221,9 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         type Spoil = fn(&mut Config);
-        let cases: [(&str, Spoil); 7] = [
+        let cases: [(&str, Spoil); 9] = [
+            ("embedding.freshness_wait_max_ms", |config| config.freshness_wait_max_ms = 0),
+            ("embedding.max_waiting_searches", |config| config.max_waiting_searches = 0),
             ("embedding.alias", |config| config.alias.clear()),
             ("embedding.max_message_bytes", |config| config.max_message_bytes = 10),
             ("embedding.batching.max_batch_texts", |config| config.batching.max_batch_texts = 0),

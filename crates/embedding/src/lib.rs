@@ -8,6 +8,7 @@ mod batcher;
 mod cache;
 mod config;
 mod embed;
+mod freshness;
 mod grpc;
 mod limits;
 mod registry;
@@ -60,8 +61,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
     let (writer, write_behind) = cache::write_behind(&db, &config.cache);
     let registry = Arc::new(Registry::build(&config, &writer, &shutdown).await?);
     let embedder = Arc::new(Embedder::new(VectorCache::new(db.clone(), &config.cache, writer)));
-    let searcher =
-        Searcher::new(db.clone(), vectors, Arc::clone(&registry), Arc::clone(&embedder), config.alias.clone());
+    let searcher = Searcher::new(db.clone(), vectors, Arc::clone(&registry), Arc::clone(&embedder), &config);
 
     // Ends the background tasks after the last call, whose vectors they write.
     let calls_done = CancellationToken::new();

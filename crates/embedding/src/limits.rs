@@ -21,5 +21,8 @@ pub(crate) const MAX_SOURCE_URIS: usize = 100;
 /// Bytes of a source's uri.
 pub(crate) const MAX_URI_BYTES: usize = 2_048;
 
+/// Freshness tokens of one search.
+pub(crate) const MAX_TOKENS: usize = 64;
+
 /// Metadata values that a search may ask for.
 pub(crate) const MAX_METADATA_FILTERS: usize = 16;

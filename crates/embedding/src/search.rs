@@ -8,14 +8,16 @@ use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
-use waybill_domain::{Kind, ProjectId, ProjectName};
+use waybill_domain::{FreshnessToken, Kind, ProjectId, ProjectName};
 use waybill_storage::{Db, StorageError, hydrate, hydrate::Hydrated, projects};
 use waybill_vectors::{
     MAX_QUERY_LIMIT, Mode, QuerySpec, ScoredPoint, SearchFilter, SparseVector, VectorError, Vectors,
 };
 
 use crate::batcher::EmbedError;
+use crate::config::Config;
 use crate::embed::Embedder;
+use crate::freshness::Freshness;
 use crate::registry::{Model, Registry};
 
 /// How long the target of the alias is remembered. While it moves, both collections exist.
@@ -41,6 +43,8 @@ pub(crate) struct Search {
     pub(crate) kinds: Vec<Kind>,
     pub(crate) source_uris: Vec<String>,
     pub(crate) metadata: Map<String, Value>,
+    /// Writes that it must see, of this project.
+    pub(crate) at_least_as_fresh: Vec<FreshnessToken>,
 }
 
 /// What a search found.
@@ -62,6 +66,13 @@ pub(crate) struct Hit {
 /// Why a search has no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SearchError {
+    #[error(
+        "the vector store has not confirmed {sources} within {} ms: search again with the same tokens to go on waiting, with a longer deadline, or without the tokens to see what is there; `waybill status` says how far the relay is",
+        .waited.as_millis()
+    )]
+    Stale { sources: String, waited: Duration },
+    #[error("too many searches wait for the index (embedding.max_waiting_searches): try again")]
+    TooManyWaiting,
     #[error("there is no project {0}")]
     UnknownProject(ProjectName),
     #[error("the live collection {collection:?} holds vectors of a model that is not served here; served: {served}")]
@@ -81,6 +92,7 @@ pub(crate) struct Searcher {
     registry: Arc<Registry>,
     embedder: Arc<Embedder>,
     alias: String,
+    freshness: Freshness,
     /// Where the alias pointed when it was last asked.
     target: Mutex<Option<(Instant, Target)>>,
 }
@@ -98,19 +110,21 @@ impl Searcher {
         vectors: Vectors,
         registry: Arc<Registry>,
         embedder: Arc<Embedder>,
-        alias: String,
+        config: &Config,
     ) -> Self {
-        Self { db, vectors, registry, embedder, alias, target: Mutex::new(None) }
+        let freshness = Freshness::new(db.clone(), config);
+        Self { db, vectors, registry, embedder, alias: config.alias.clone(), freshness, target: Mutex::new(None) }
     }
 
     /// Finds what answers the query. Without a collection nothing was delivered yet, so
-    /// nothing is found.
+    /// nothing is found. Waits first, at the latest until `answer_by`, for what it must see.
     ///
     /// # Errors
     /// See [`SearchError`].
-    pub(crate) async fn search(&self, search: &Search) -> Result<Found, SearchError> {
+    pub(crate) async fn search(&self, search: &Search, answer_by: Option<Instant>) -> Result<Found, SearchError> {
         let project = projects::find(&self.db, &search.project).await?;
         let project = project.ok_or_else(|| SearchError::UnknownProject(search.project.clone()))?;
+        self.freshness.wait(&search.at_least_as_fresh, answer_by).await?;
         let Some(target) = self.target().await? else {
             return Ok(Found::default());
         };

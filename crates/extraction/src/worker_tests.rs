@@ -157,6 +157,7 @@ fn source(project_id: ProjectId, passages: &[&str]) -> NewSource {
             chunker: "test".to_owned(),
             request: None,
             job_id: None,
+            provisional: None,
         },
         title: String::new(),
         text,

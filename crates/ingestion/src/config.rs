@@ -2,6 +2,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// The longest wait that may be configured: an hour.
+const MAX_WAIT_MS: u64 = 60 * 60 * 1_000;
+
 /// How documents are taken in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -22,6 +25,21 @@ pub struct Config {
     pub max_streams: usize,
     /// Bytes of bodies in memory at once. A call that would pass it is refused; a stream waits.
     pub max_bytes_in_flight: usize,
+    /// How long a put with ACKNOWLEDGE_INDEXED or ACKNOWLEDGE_ALL_OR_NOTHING waits for the vector
+    /// store, in milliseconds, if it doesn't say.
+    pub index_timeout_ms: u64,
+    /// How long it may ask for, in milliseconds.
+    pub index_timeout_max_ms: u64,
+    /// How long a put waits, once it was taken back, for the vector store to confirm that, in
+    /// milliseconds.
+    pub take_back_wait_ms: u64,
+    /// Puts that wait for the vector store at once; one more is refused and may come again.
+    pub max_waiting_puts: usize,
+    /// Changes that the vector store has yet to confirm beyond which answers suggest to slow
+    /// down; 0: never.
+    pub backlog_soft_limit: u64,
+    /// Changes beyond which puts are refused for the time being; 0: never.
+    pub backlog_hard_limit: u64,
 }
 
 /// How texts are cut. A change has every source cut anew when it is put the next time.
@@ -56,6 +74,15 @@ impl Default for Config {
             max_concurrent_puts: 256,
             max_streams: 64,
             max_bytes_in_flight: 256 << 20,
+            index_timeout_ms: 30_000,
+            index_timeout_max_ms: 10 * 60 * 1_000,
+            // A relay that was away takes its lanes back within seconds.
+            take_back_wait_ms: 10_000,
+            // Each looks at Postgres five times a second.
+            max_waiting_puts: 256,
+            // Some minutes of work for a small model on a CPU.
+            backlog_soft_limit: 100_000,
+            backlog_hard_limit: 0,
         }
     }
 }
@@ -75,6 +102,7 @@ impl Config {
             ("group_bytes", self.group_bytes, 1, 256 << 20),
             ("max_concurrent_puts", self.max_concurrent_puts, 1, 100_000),
             ("max_streams", self.max_streams, 1, 100_000),
+            ("max_waiting_puts", self.max_waiting_puts, 1, 100_000),
             ("max_bytes_in_flight", self.max_bytes_in_flight, self.max_body_bytes, 1 << 40),
         ];
         for (key, value, min, max) in ranges {
@@ -84,6 +112,16 @@ impl Config {
         }
         if self.group_idle_ms > 10_000 {
             return Err(format!("ingestion.group_idle_ms is {}: set it to 10000 at most", self.group_idle_ms));
+        }
+        let waits = [
+            ("index_timeout_max_ms", self.index_timeout_max_ms, MAX_WAIT_MS),
+            ("index_timeout_ms", self.index_timeout_ms, self.index_timeout_max_ms),
+            ("take_back_wait_ms", self.take_back_wait_ms, MAX_WAIT_MS),
+        ];
+        for (key, value, max) in waits {
+            if !(1..=max).contains(&value) {
+                return Err(format!("ingestion.{key} is {value}: set it to 1 at least and {max} at most"));
+            }
         }
         Ok(())
     }
@@ -101,6 +139,11 @@ mod tests {
         assert_eq!(
             config.validate().unwrap_err(),
             "ingestion.chunking.overlap_tokens is 150: set it to 0 at least and 100 at most"
+        );
+        let config = Config { index_timeout_max_ms: 1_000, ..Config::default() };
+        assert_eq!(
+            config.validate().unwrap_err(),
+            "ingestion.index_timeout_ms is 30000: set it to 1 at least and 1000 at most"
         );
     }
 }

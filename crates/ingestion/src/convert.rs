@@ -1,13 +1,17 @@
 //! From what is stored to what is answered.
 
+use std::time::Duration;
+
 use prost_types::{ListValue, Struct, Timestamp, Value as ProtoValue, value::Kind};
 use serde_json::{Map, Value};
 use waybill_api::ingestion::v1 as proto;
-use waybill_domain::{MediaType, ProjectName, PutOutcome, SourceState};
+use waybill_domain::{MediaType, ProjectId, ProjectName, PutOutcome, SourceState};
 use waybill_storage::{
     projects::Project,
     sources::{PutResult, Source},
 };
+
+use crate::acknowledge;
 
 pub(crate) fn project(project: Project, source_count: Option<i64>) -> proto::Project {
     proto::Project {
@@ -52,7 +56,8 @@ pub(crate) fn source(source: Source, project: &ProjectName) -> proto::Source {
     }
 }
 
-pub(crate) fn put(result: PutResult) -> proto::PutSourceResponse {
+/// `backlog`: the rows, and how long to wait before the next put.
+pub(crate) fn put(project: ProjectId, result: PutResult, backlog: (u64, Option<Duration>)) -> proto::PutSourceResponse {
     let outcome = match result.outcome {
         PutOutcome::Created => proto::PutOutcome::Created,
         PutOutcome::Changed => proto::PutOutcome::Changed,
@@ -65,6 +70,9 @@ pub(crate) fn put(result: PutResult) -> proto::PutSourceResponse {
         chunk_count: result.chunk_count,
         chunks_added: result.chunks_added,
         chunks_removed: result.chunks_removed,
+        freshness_token: acknowledge::token(project, &result).to_string(),
+        backlog: i64::try_from(backlog.0).unwrap_or(i64::MAX),
+        slow_down: backlog.1.and_then(|wait| wait.try_into().ok()),
     }
 }
 

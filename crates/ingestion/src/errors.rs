@@ -17,6 +17,10 @@ pub(crate) use waybill_runtime::trace::headers_as_json as outbox_headers;
 /// When to try again after Postgres was away or busy.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// When to try a source again that is provisional, at the soonest: one whose time is up is
+/// taken back within seconds.
+const PROVISIONAL_RETRY_MIN: Duration = Duration::from_secs(1);
+
 /// Makes the status of a failure in storage. Logs it: the answer names no table and no host.
 pub(crate) fn storage(error: &StorageError) -> Status {
     match error.class() {
@@ -38,6 +42,21 @@ pub(crate) fn refusal(refusal: &Refusal, project: &ProjectName, request_id: Opti
                 format!("{id:?} was used for another request within a day: choose a new one for each request");
             status::invalid_argument(format!("{prefix}request_id"), description)
         }
+        Refusal::Put(PutError::Exists) => status::failed_precondition(
+            "SOURCE_EXISTS",
+            format!(
+                "{prefix}uri: the source exists, and ACKNOWLEDGE_ALL_OR_NOTHING makes new ones only: change it with ACKNOWLEDGE_INDEXED or ACKNOWLEDGE_ACCEPTED, or delete it first"
+            ),
+        ),
+        // Passes by itself, so not FAILED_PRECONDITION, which tells callers not to try again.
+        Refusal::Put(PutError::Provisional { left }) => status::aborted(
+            "SOURCE_PROVISIONAL",
+            format!(
+                "{prefix}uri: another put with ACKNOWLEDGE_ALL_OR_NOTHING has written this source and waits for its confirmation: nothing was written, try again when that is decided, in {} ms at the latest",
+                left.as_millis()
+            ),
+            Some((*left).max(PROVISIONAL_RETRY_MIN)),
+        ),
         Refusal::Put(PutError::Storage(error)) => storage(error),
         Refusal::Storage(error) => storage(error),
         Refusal::NothingToRead => status::invalid_argument(
@@ -64,5 +83,6 @@ pub(crate) fn of_item(status: &Status) -> proto::PutError {
         .and_then(|request| request.field_violations.into_iter().next())
         .map(|violation| violation.field)
         .unwrap_or_default();
-    proto::PutError { code: status.code().into(), message: status.message().to_owned(), field }
+    let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay?.try_into().ok());
+    proto::PutError { code: status.code().into(), message: status.message().to_owned(), field, retry_after }
 }

@@ -1,5 +1,6 @@
 //! The proto on one side, the service on the other.
 
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use waybill_api::ingestion::v1::{
@@ -8,15 +9,18 @@ use waybill_api::ingestion::v1::{
     ListSourcesRequest, ListSourcesResponse, Project, PutSourceRequest, PutSourceResponse, PutSourcesRequest,
     PutSourcesResponse, Source, UploadSourceRequest, ingestion_service_server::IngestionService,
 };
-use waybill_domain::{ProjectId, ProjectName, SourceId};
-use waybill_runtime::{Shutdown, status};
+use waybill_domain::{FreshnessToken, ProjectId, ProjectName, SourceId};
+use waybill_runtime::{Shutdown, grpc::answer_by, status};
 use waybill_storage::{
     projects,
-    sources::{self, SourceFilter},
+    sources::{self, Deleted, Provisional, SourceFilter},
 };
 
 use crate::{
-    Config, convert,
+    Config,
+    acknowledge::{Acknowledge, Committed, Waits},
+    backlog::Backlog,
+    convert,
     errors::{self, no_project, outbox_headers},
     limits::Limits,
     pages::{self, Tokens},
@@ -31,15 +35,40 @@ pub(crate) struct Grpc {
     pub(crate) config: Config,
     pub(crate) ingestion: Ingestion,
     pub(crate) limits: Limits,
+    pub(crate) backlog: Backlog,
     pub(crate) shutdown: Shutdown,
 }
 
 impl Grpc {
-    /// Stores one source and answers for it.
-    pub(crate) async fn put(&self, put: Put) -> Result<PutSourceResponse, Status> {
-        let (project, request) = (put.project.clone(), put.key.request.as_ref().map(|request| request.id.clone()));
-        let answer = self.ingestion.put(put, outbox_headers().as_deref()).await;
-        answer.map(convert::put).map_err(|refusal| errors::refusal(&refusal, &project, request.as_deref(), ""))
+    /// Stores one source and answers for it, when its caller wants that and not after
+    /// `answer_by`. `held` is what storing takes, and is given back before any wait.
+    pub(crate) async fn put<T>(
+        &self,
+        mut put: Put,
+        answer_by: Option<Instant>,
+        held: T,
+    ) -> Result<PutSourceResponse, Status> {
+        // A body takes its time to arrive.
+        self.backlog.admit()?;
+        let acknowledge = put.acknowledge.within(answer_by);
+        let _waiting = match acknowledge {
+            Acknowledge::Accepted => None,
+            Acknowledge::Indexed(_) | Acknowledge::AllOrNothing(_) => Some(self.limits.waiting()?),
+        };
+        if let Acknowledge::AllOrNothing(timeout) = acknowledge {
+            put.key.provisional = Some(timeout);
+        }
+        let begun = Instant::now();
+        let (project, project_id, uri) = (put.project.clone(), put.key.project_id, put.key.uri.clone());
+        let request = put.key.request.clone();
+        let stored = self.ingestion.put(put, outbox_headers().as_deref()).await.map_err(|refusal| {
+            let request_id = request.as_ref().map(|request| request.id.as_str());
+            errors::refusal(&refusal, &project, request_id, "")
+        })?;
+        drop(held);
+        let source = Provisional { project_id, put: stored, request };
+        let answer = Committed { uri, acknowledge, source, begun, answer_by }.acknowledge(self).await?;
+        Ok(convert::put(project_id, answer, self.backlog.hint()))
     }
 
     /// Finds out why there is no such source, or no sources at all.
@@ -133,20 +162,22 @@ impl IngestionService for Grpc {
     }
 
     async fn put_source(&self, request: Request<PutSourceRequest>) -> Result<Response<PutSourceResponse>, Status> {
+        let answer_by = answer_by(request.metadata());
         let mut request = request.into_inner();
-        let _put = self.limits.put()?;
+        let admitted = self.limits.put()?;
         let body = std::mem::take(&mut request.body);
-        let header = Header::check(&request, "")?;
-        let _bytes = self.limits.bytes(body.len().min(self.config.max_body_bytes))?;
+        let header = Header::check(&request, "", Some(Waits::new(&self.config)))?;
+        let bytes = self.limits.bytes(body.len().min(self.config.max_body_bytes))?;
         let put = header.with_body(body, "", self.config.max_body_bytes, self.ingestion.chunker_id())?;
-        Ok(Response::new(self.put(put).await?))
+        Ok(Response::new(self.put(put, answer_by, (admitted, bytes)).await?))
     }
 
     async fn upload_source(
         &self,
         request: Request<Streaming<UploadSourceRequest>>,
     ) -> Result<Response<PutSourceResponse>, Status> {
-        Ok(Response::new(upload::run(self, request.into_inner()).await?))
+        let answer_by = answer_by(request.metadata());
+        Ok(Response::new(upload::run(self, request.into_inner(), answer_by).await?))
     }
 
     type PutSourcesStream = ReceiverStream<Result<PutSourcesResponse, Status>>;
@@ -203,10 +234,12 @@ impl IngestionService for Grpc {
         let (project, id) = named_source(&request.project, &request.uri)?;
         let deleted = sources::delete(self.ingestion.db(), id, outbox_headers().as_deref()).await;
         match deleted.map_err(|error| errors::storage(&error))? {
-            Some(chunks) => {
+            Some(Deleted { chunks, version }) => {
                 self.ingestion.ring();
+                let token = FreshnessToken { project: ProjectId::derive(&project), source: id, version, deleted: true };
                 Ok(Response::new(DeleteSourceResponse {
                     deleted_chunk_count: i64::try_from(chunks).unwrap_or(i64::MAX),
+                    freshness_token: token.to_string(),
                 }))
             }
             None => Err(self.no_source(&project, &request.uri).await),

@@ -2,6 +2,8 @@
 //! committed to Postgres. Nothing is embedded or indexed here: that follows from the outbox,
 //! which the database's own triggers fill.
 
+mod acknowledge;
+mod backlog;
 pub mod chunk;
 mod config;
 mod convert;
@@ -11,6 +13,7 @@ mod limits;
 mod pages;
 mod service;
 mod stream;
+mod sweep;
 mod upload;
 mod validate;
 
@@ -29,13 +32,16 @@ use waybill_storage::Db;
 
 pub use config::{ChunkingConfig, Config};
 
-use crate::{chunk::Chunker, grpc::Grpc, limits::Limits, service::Ingestion};
+use crate::{backlog::Backlog, chunk::Chunker, grpc::Grpc, limits::Limits, service::Ingestion};
 
 /// What a message may have beyond its body: uri, title, metadata and their tags.
 const MESSAGE_OVERHEAD_BYTES: usize = 64 * 1_024;
 
 /// How often old answers are purged. They are kept for a day; minutes more do no harm.
 const PURGE_INTERVAL: Duration = Duration::from_secs(10 * 60);
+
+/// How long the start waits for the first measurement of the backlog: Postgres may be away.
+const FIRST_MEASUREMENT: Duration = Duration::from_secs(2);
 
 /// What the service works on.
 #[derive(Debug, Clone)]
@@ -61,8 +67,13 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
 
     let tasks = shutdown.tasks();
     tasks.spawn("purge put requests", purge(ingestion.clone(), shutdown.soft()));
+    tasks.spawn("sweep provisional sources", sweep::run(ingestion.clone(), shutdown.soft()));
+    let backlog = Backlog::new(ingestion.db().clone(), &config);
+    // So that a hard limit holds from the first put on.
+    let _ = tokio::time::timeout(FIRST_MEASUREMENT, backlog.measure()).await;
+    tasks.spawn("measure the backlog", backlog.clone().run(shutdown.soft()));
     let max_message_bytes = config.max_body_bytes + MESSAGE_OVERHEAD_BYTES;
-    let service = Grpc { limits: Limits::new(&config), config, ingestion, shutdown: shutdown.clone() };
+    let service = Grpc { limits: Limits::new(&config), config, ingestion, backlog, shutdown: shutdown.clone() };
     let routes = Routes::new(IngestionServiceServer::new(service).max_decoding_message_size(max_message_bytes));
     let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET).with_limit_key("ingestion.max_body_bytes");
     serve(listener, routes, options, shutdown).await?;

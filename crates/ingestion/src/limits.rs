@@ -20,6 +20,7 @@ pub(crate) struct Limits {
     puts: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
 }
 
 /// Held as long as what it stands for is in memory.
@@ -31,6 +32,7 @@ impl Limits {
             puts: Arc::new(Semaphore::new(config.max_concurrent_puts)),
             streams: Arc::new(Semaphore::new(config.max_streams)),
             bytes: Arc::new(Semaphore::new(config.max_bytes_in_flight / BYTES_PER_PERMIT)),
+            waiting: Arc::new(Semaphore::new(config.max_waiting_puts)),
         }
     }
 
@@ -44,6 +46,17 @@ impl Limits {
     pub(crate) fn stream(&self) -> Result<Held, Status> {
         let refused = |_| busy("TOO_MANY_STREAMS", "too many streams at once (ingestion.max_streams)");
         self.streams.clone().try_acquire_owned().map_err(refused)
+    }
+
+    /// Takes on a call that will wait for the vector store, or refuses it for now.
+    pub(crate) fn waiting(&self) -> Result<Held, Status> {
+        let refused = |_| {
+            busy(
+                "TOO_MANY_WAITING",
+                "too many puts wait for the index (ingestion.max_waiting_puts): nothing was written",
+            )
+        };
+        self.waiting.clone().try_acquire_owned().map_err(refused)
     }
 
     /// Makes room for a body, or refuses it for now.

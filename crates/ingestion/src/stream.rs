@@ -17,7 +17,7 @@ use tracing::Instrument;
 use waybill_api::ingestion::v1::{
     PutSourceRequest, PutSourcesRequest, PutSourcesResponse, put_sources_response::Result as Answer,
 };
-use waybill_domain::{ProjectName, SourceId};
+use waybill_domain::{ProjectId, ProjectName, SourceId};
 use waybill_runtime::status;
 
 use crate::{
@@ -66,7 +66,7 @@ pub(crate) fn start(
 /// One item, as far as it has come.
 enum Item {
     Refused(Status),
-    Accepted { project: ProjectName, request_id: Option<String> },
+    Accepted { project: ProjectName, id: ProjectId, request_id: Option<String> },
 }
 
 /// Items that are stored together.
@@ -168,9 +168,15 @@ impl Collector {
     }
 
     fn check(&self, mut request: PutSourceRequest) -> Result<Put, Status> {
+        self.grpc.backlog.admit()?;
         let body = mem::take(&mut request.body);
         let max_bytes = self.grpc.config.max_body_bytes;
-        Header::check(&request, "source.")?.with_body(body, "source.", max_bytes, self.grpc.ingestion.chunker_id())
+        Header::check(&request, "source.", None)?.with_body(
+            body,
+            "source.",
+            max_bytes,
+            self.grpc.ingestion.chunker_id(),
+        )
     }
 
     async fn add(&mut self, sequence: i64, put: Result<Put, Status>, bytes: usize) -> bool {
@@ -178,7 +184,7 @@ impl Collector {
             Err(status) => Item::Refused(status),
             Ok(put) => {
                 let request_id = put.key.request.as_ref().map(|request| request.id.clone());
-                let item = Item::Accepted { project: put.project.clone(), request_id };
+                let item = Item::Accepted { project: put.project.clone(), id: put.key.project_id, request_id };
                 self.group.puts.push(put);
                 item
             }
@@ -239,8 +245,8 @@ async fn store_groups(
         for (sequence, item) in group.items {
             let answer = match item {
                 Item::Refused(status) => Err(status),
-                Item::Accepted { project, request_id } => match stored.next() {
-                    Some(Ok(result)) => Ok(convert::put(result)),
+                Item::Accepted { project, id, request_id } => match stored.next() {
+                    Some(Ok(result)) => Ok(convert::put(id, result, grpc.backlog.hint())),
                     Some(Err(refusal)) => Err(errors::refusal(&refusal, &project, request_id.as_deref(), "source.")),
                     None => Err(status::internal("an item without an answer")),
                 },

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::{Code, Status, Streaming};
 use waybill_api::ingestion::v1::{PutSourceResponse, UploadSourceRequest, upload_source_request::Part};
 use waybill_runtime::status;
 
 use crate::{
+    acknowledge::Waits,
     grpc::Grpc,
     limits::Held,
     validate::{Header, body_too_large},
@@ -20,10 +21,17 @@ const MAX_PART_BYTES: usize = 1 << 20;
 const PART_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Receives a body and stores it. Stops reading at the first thing that is wrong.
-pub(crate) async fn run(grpc: &Grpc, mut parts: Streaming<UploadSourceRequest>) -> Result<PutSourceResponse, Status> {
-    let _put = grpc.limits.put()?;
+pub(crate) async fn run(
+    grpc: &Grpc,
+    mut parts: Streaming<UploadSourceRequest>,
+    answer_by: Option<Instant>,
+) -> Result<PutSourceResponse, Status> {
+    grpc.backlog.admit()?;
+    let admitted = grpc.limits.put()?;
     let header = match next(&mut parts).await? {
-        Some(Part::Header(request)) if request.body.is_empty() => Header::check(&request, "header.")?,
+        Some(Part::Header(request)) if request.body.is_empty() => {
+            Header::check(&request, "header.", Some(Waits::new(&grpc.config)))?
+        }
         Some(Part::Header(_)) => {
             return Err(status::invalid_argument(
                 "header.body",
@@ -34,9 +42,9 @@ pub(crate) async fn run(grpc: &Grpc, mut parts: Streaming<UploadSourceRequest>) 
             return Err(status::invalid_argument("header", "is missing: the first message must carry it"));
         }
     };
-    let (body, _bytes) = receive(grpc, &mut parts).await?;
+    let (body, bytes) = receive(grpc, &mut parts).await?;
     let put = header.with_body(body, "", grpc.config.max_body_bytes, grpc.ingestion.chunker_id())?;
-    grpc.put(put).await
+    grpc.put(put, answer_by, (admitted, bytes)).await
 }
 
 async fn receive(grpc: &Grpc, parts: &mut Streaming<UploadSourceRequest>) -> Result<(Vec<u8>, Vec<Held>), Status> {

@@ -12,7 +12,10 @@ use waybill_domain::{ContentHash, MediaType, ProjectId, ProjectName, SourceState
 use waybill_runtime::status;
 use waybill_storage::sources::{RequestKey, SourceKey};
 
-use crate::chunk::MAX_TITLE_BYTES;
+use crate::{
+    acknowledge::{Acknowledge, Waits},
+    chunk::MAX_TITLE_BYTES,
+};
 
 const MAX_URI_BYTES: usize = 2_048;
 const MAX_REQUEST_ID_BYTES: usize = 128;
@@ -71,6 +74,7 @@ pub(crate) struct Header {
     pub(crate) metadata: Value,
     pub(crate) request_id: Option<String>,
     pub(crate) job_id: Option<Uuid>,
+    pub(crate) acknowledge: Acknowledge,
 }
 
 /// A put that was checked.
@@ -79,19 +83,26 @@ pub(crate) struct Put {
     pub(crate) project: ProjectName,
     pub(crate) key: SourceKey,
     pub(crate) body: String,
+    pub(crate) acknowledge: Acknowledge,
 }
 
 impl Header {
-    /// Checks all of a request but its body. `prefix` goes in front of the fields' names.
-    pub(crate) fn check(request: &PutSourceRequest, prefix: &str) -> Result<Self, Status> {
+    /// Checks all of a request but its body. `prefix` goes in front of the fields' names; without
+    /// `waits`, the request may ask for none.
+    pub(crate) fn check(request: &PutSourceRequest, prefix: &str, waits: Option<Waits>) -> Result<Self, Status> {
         let mut violations = Violations::default();
-        let header = Self::read(request, prefix, &mut violations);
+        let header = Self::read(request, prefix, waits, &mut violations);
         violations.check()?;
         // Without a violation there is a header; this is for the type.
         header.ok_or_else(|| status::internal("a request without violations was not read"))
     }
 
-    fn read(request: &PutSourceRequest, prefix: &str, violations: &mut Violations) -> Option<Self> {
+    fn read(
+        request: &PutSourceRequest,
+        prefix: &str,
+        waits: Option<Waits>,
+        violations: &mut Violations,
+    ) -> Option<Self> {
         let field = |name: &str| format!("{prefix}{name}");
         let project = project_name(&field("project"), &request.project, violations);
         uri(&field("uri"), &request.uri, violations);
@@ -100,7 +111,9 @@ impl Header {
         let media_type = media_type(&field("media_type"), request.media_type, violations);
         let metadata = metadata(&field("metadata"), request.metadata.as_ref(), violations);
         let job_id = job_id(&field("job_id"), &request.job_id, violations);
+        let acknowledge = Acknowledge::read(request, prefix, waits, violations);
         Some(Self {
+            acknowledge: acknowledge?,
             project: project?,
             uri: request.uri.clone(),
             given_title: Some(request.title.clone()).filter(|title| !title.trim().is_empty()),
@@ -120,13 +133,19 @@ impl Header {
         let content_hash = ContentHash::of(&body);
         let body = readable_body(body).map_err(|wrong| status::invalid_argument(field, wrong))?;
         let request = self.request_id.map(|id| {
-            let asked = serde_json::json!([
-                self.uri,
-                self.given_title,
-                self.media_type,
-                self.metadata,
-                content_hash.to_string()
-            ]);
+            let mut asked = vec![
+                serde_json::json!(self.uri),
+                serde_json::json!(self.given_title),
+                serde_json::json!(self.media_type),
+                self.metadata.clone(),
+                serde_json::json!(content_hash.to_string()),
+            ];
+            // Another promise is another request: the answer of a put that may not be indexed yet
+            // is none for one that must be. Otherwise the mode says only when to answer.
+            if matches!(self.acknowledge, Acknowledge::AllOrNothing(_)) {
+                asked.push("all_or_nothing".into());
+            }
+            let asked = serde_json::Value::Array(asked);
             RequestKey { id, fingerprint: *ContentHash::of(asked.to_string()).as_bytes() }
         });
         let key = SourceKey {
@@ -139,8 +158,10 @@ impl Header {
             chunker: chunker.to_owned(),
             request,
             job_id: self.job_id,
+            // Set when it is known how long the call may take.
+            provisional: None,
         };
-        Ok(Put { project: self.project, key, body })
+        Ok(Put { project: self.project, key, body, acknowledge: self.acknowledge })
     }
 }
 

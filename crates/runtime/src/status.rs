@@ -18,6 +18,25 @@ pub fn with_reason(code: Code, reason: &str, message: impl Into<String>) -> Stat
     build(code, reason, message.into(), ErrorDetails::new())
 }
 
+/// Makes a status whose `ErrorInfo` carries `metadata`: what a program needs to go on.
+#[must_use]
+pub fn with_metadata<const N: usize>(
+    code: Code,
+    reason: &str,
+    message: impl Into<String>,
+    metadata: [(&str, String); N],
+) -> Status {
+    let metadata: HashMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata);
+    Status::with_error_details(code, message, details)
+}
+
+/// Makes ABORTED: the call lost against another, or took its own work back.
+#[must_use]
+pub fn aborted(reason: &str, description: impl Into<String>, retry_after: Option<Duration>) -> Status {
+    build(Code::Aborted, reason, description.into(), retry_details(retry_after))
+}
+
 /// Makes INVALID_ARGUMENT for one field: `field` is its path in the request (`items[3].uri`),
 /// `description` says what is wrong and what would be right.
 #[must_use]

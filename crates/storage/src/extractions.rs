@@ -345,7 +345,7 @@ pub async fn list_facts(db: &Db, filter: &FactFilter, after: Uuid, limit: i64) -
         "SELECT e.id, e.project_id, e.chunk_id, s.uri, e.job_id, e.type AS kind, e.statement, e.subject, e.predicate,
                 e.object, e.confidence, e.quote, e.quote_start, e.quote_end, e.model, e.created_at
          FROM extraction e JOIN chunk c ON c.id = e.chunk_id JOIN source s ON s.id = c.source_id
-         WHERE e.project_id = $1 AND e.id > $2
+         WHERE e.project_id = $1 AND e.id > $2 AND s.provisional_until IS NULL
            AND ($3::uuid IS NULL OR e.chunk_id = $3)
            AND ($4::uuid IS NULL OR e.job_id = $4)
            AND (cardinality($5::uuid[]) = 0 OR EXISTS (

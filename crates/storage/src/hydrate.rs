@@ -1,4 +1,5 @@
-//! What a search hit says, read at the time of the search.
+//! What a search hit says, read at the time of the search. Nothing is said of a source that is
+//! provisional; an entity has no source, and is made by facts, of which such a source has none.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
@@ -69,7 +70,7 @@ pub async fn chunks(db: &Db, ids: &[Uuid]) -> Result<Vec<Hydrated>> {
                 s.uri, s.title, s.metadata, s.updated_at, c.job_id
          FROM chunk c
          JOIN source s ON s.id = c.source_id
-         WHERE c.id = ANY($1)",
+         WHERE c.id = ANY($1) AND s.provisional_until IS NULL",
         ids
     )
     .fetch_all(db.pool())
@@ -101,7 +102,7 @@ async fn facts(db: &Db, ids: &[Uuid]) -> Result<Vec<Hydrated>> {
                   c.start_byte + e.quote_start AS "start_byte!", c.start_byte + e.quote_end AS "end_byte!",
                   s.uri, s.title, s.metadata, s.updated_at, e.job_id
            FROM extraction e JOIN chunk c ON c.id = e.chunk_id JOIN source s ON s.id = c.source_id
-           WHERE e.id = ANY($1)"#,
+           WHERE e.id = ANY($1) AND s.provisional_until IS NULL"#,
         ids
     )
     .fetch_all(db.pool())
@@ -171,7 +172,7 @@ fn object(value: Value) -> Map<String, Value> {
 pub async fn source_ids(db: &Db, project: ProjectId, uris: &[String]) -> Result<Vec<SourceId>> {
     // The index is in the collation "C"; under another one it would not be used.
     let ids = sqlx::query_scalar!(
-        r#"SELECT id FROM source WHERE project_id = $1 AND uri COLLATE "C" = ANY($2)"#,
+        r#"SELECT id FROM source WHERE project_id = $1 AND uri COLLATE "C" = ANY($2) AND provisional_until IS NULL"#,
         project.as_uuid(),
         uris
     )

@@ -120,7 +120,7 @@ pub async fn start(db: &Db, job: &NewJob, headers: Option<&str>) -> Result<bool>
             "INSERT INTO llm_request (id, project_id, chunk_id, job_id, priority)
              SELECT derived_id($1, c.id::text), c.project_id, c.id, $1, $4
              FROM source s JOIN chunk c ON c.source_id = s.id
-             WHERE s.project_id = $2 AND starts_with(s.uri, $3)
+             WHERE s.project_id = $2 AND starts_with(s.uri, $3) AND s.provisional_until IS NULL
              -- A share lock: a chunk that is being deleted is waited for, not read.
              FOR KEY SHARE OF c",
             job.id.as_uuid(),

@@ -4,6 +4,7 @@
 //! Queries are checked against the schema when they are compiled; `.sqlx/` holds what is
 //! needed to do so without a database.
 
+pub mod backlog;
 mod bell;
 pub mod cache;
 mod db;
@@ -11,6 +12,7 @@ mod ear;
 mod error;
 pub mod extractions;
 pub mod failures;
+pub mod freshness;
 pub mod hydrate;
 pub mod jobs;
 pub mod lease;

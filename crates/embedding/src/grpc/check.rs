@@ -3,7 +3,7 @@
 use tonic::Status;
 use waybill_api::common::v1::Kind as ProtoKind;
 use waybill_api::embedding::v1::{EmbedRequest, Purpose as ProtoPurpose, SearchMode, SearchRequest};
-use waybill_domain::{Kind, ProjectName};
+use waybill_domain::{FreshnessToken, InvalidToken, Kind, ProjectId, ProjectName};
 use waybill_models::Purpose;
 use waybill_runtime::status::invalid_argument;
 use waybill_vectors::Mode;
@@ -11,7 +11,7 @@ use waybill_vectors::Mode;
 use super::json;
 use crate::limits::{
     DEFAULT_HITS, MAX_HITS, MAX_METADATA_FILTERS, MAX_QUERY_BYTES, MAX_SOURCE_URIS, MAX_TEXT_BYTES, MAX_TEXTS,
-    MAX_URI_BYTES,
+    MAX_TOKENS, MAX_URI_BYTES,
 };
 use crate::search::Search;
 
@@ -59,6 +59,7 @@ pub(super) fn search(request: SearchRequest) -> Result<Search, Status> {
     if request.score_threshold.is_some_and(f32::is_nan) {
         return Err(invalid_argument("score_threshold", "is not a number"));
     }
+    let at_least_as_fresh = tokens(&request.at_least_as_fresh, &project)?;
     Ok(Search {
         project,
         mode: mode(request.mode)?,
@@ -66,6 +67,7 @@ pub(super) fn search(request: SearchRequest) -> Result<Search, Status> {
         kinds: kinds(&request.kinds)?,
         source_uris: source_uris(request.source_uris)?,
         metadata: metadata(request.metadata)?,
+        at_least_as_fresh,
         score_threshold: request.score_threshold,
         query: request.query,
     })
@@ -128,6 +130,32 @@ fn source_uris(uris: Vec<String>) -> Result<Vec<String>, Status> {
         }
     }
     Ok(uris)
+}
+
+fn tokens(tokens: &[String], project: &ProjectName) -> Result<Vec<FreshnessToken>, Status> {
+    if tokens.len() > MAX_TOKENS {
+        return Err(invalid_argument(
+            "at_least_as_fresh",
+            format!(
+                "has {} entries, send at most {MAX_TOKENS}: of several writes to a source the last is enough",
+                tokens.len()
+            ),
+        ));
+    }
+    let id = ProjectId::derive(project);
+    tokens
+        .iter()
+        .enumerate()
+        .map(|(place, text)| {
+            let wrong = |description: String| invalid_argument(format!("at_least_as_fresh[{place}]"), description);
+            let token: FreshnessToken = text.parse().map_err(|error: InvalidToken| wrong(error.to_string()))?;
+            if token.project == id {
+                Ok(token)
+            } else {
+                Err(wrong(format!("is a token of another project, send one of a write to {:?}", project.as_str())))
+            }
+        })
+        .collect()
 }
 
 fn metadata(filter: Option<prost_types::Struct>) -> Result<serde_json::Map<String, serde_json::Value>, Status> {

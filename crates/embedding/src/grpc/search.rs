@@ -8,6 +8,7 @@ use waybill_api::embedding::v1::{
     Hit as ProtoHit, SearchRequest, SearchResponse, search_service_server::SearchService,
 };
 use waybill_domain::Kind;
+use waybill_runtime::grpc::answer_by;
 
 use super::{check, json, status};
 use crate::search::{Hit, Searcher};
@@ -24,8 +25,9 @@ impl SearchGrpc {
 #[tonic::async_trait]
 impl SearchService for SearchGrpc {
     async fn search(&self, request: Request<SearchRequest>) -> Result<Response<SearchResponse>, Status> {
+        let answer_by = answer_by(request.metadata());
         let search = check::search(request.into_inner())?;
-        let found = self.0.search(&search).await.map_err(status::of_search)?;
+        let found = self.0.search(&search, answer_by).await.map_err(status::of_search)?;
         Ok(Response::new(SearchResponse {
             hits: found.hits.into_iter().map(to_proto).collect(),
             stale_count: i32::try_from(found.stale).unwrap_or(i32::MAX),

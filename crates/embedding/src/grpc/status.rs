@@ -1,12 +1,18 @@
-use tonic::Status;
+use std::time::Duration;
+
+use tonic::{Code, Status};
 use waybill_domain::ErrorClass;
 use waybill_runtime::status::{
     failed_precondition, from_class, internal, invalid_argument, not_found, resource_exhausted, unavailable,
+    with_reason,
 };
 use waybill_vectors::VectorError;
 
 use crate::batcher::EmbedError;
 use crate::search::SearchError;
+
+/// When a search may come again that found too many waiting.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// Says what a failed embedding means to the caller.
 pub(super) fn of_embed(error: EmbedError) -> Status {
@@ -29,6 +35,8 @@ pub(super) fn of_embed(error: EmbedError) -> Status {
 /// Says what a failed search means to the caller.
 pub(super) fn of_search(error: SearchError) -> Status {
     match error {
+        SearchError::Stale { .. } => with_reason(Code::DeadlineExceeded, "NOT_FRESH_IN_TIME", error.to_string()),
+        SearchError::TooManyWaiting => resource_exhausted("TOO_MANY_WAITING", error.to_string(), Some(RETRY_AFTER)),
         SearchError::UnknownProject(name) => not_found("project", name),
         SearchError::ForeignCollection { .. } => failed_precondition("MODEL_NOT_SERVED", error.to_string()),
         SearchError::Embed(EmbedError::Refused { reason, .. }) => invalid_argument("query", reason),

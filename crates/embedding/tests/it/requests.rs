@@ -4,6 +4,7 @@ use prost_types::{ListValue, Struct, Value, value::Kind};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use waybill_api::embedding::v1::{EmbedRequest, Purpose, SearchRequest};
+use waybill_domain::{FreshnessToken, ProjectId, SourceId};
 
 use crate::world::{MODEL, World};
 
@@ -80,7 +81,20 @@ async fn bad_searches() {
         ("metadata[\"key\"]", metadata("key", Kind::ListValue(ListValue::default()))),
         ("metadata[\"key\"]", metadata("key", Kind::NumberValue(f64::INFINITY))),
     ];
-    for (field, request) in cases {
+    let token = |project: &str| {
+        let project = ProjectId::derive(&project.parse().unwrap());
+        let source = SourceId::derive(project, "a");
+        FreshnessToken { project, source, version: 1, deleted: false }.to_string()
+    };
+    let fresh = |tokens: &[String]| SearchRequest { at_least_as_fresh: tokens.to_vec(), ..good() };
+    let tokens = [
+        ("at_least_as_fresh[0]", fresh(&[String::new()])),
+        ("at_least_as_fresh[1]", fresh(&[token("real"), "garbage".to_owned()])),
+        ("at_least_as_fresh[0]", fresh(&[token("real")[1..].to_owned()])),
+        ("at_least_as_fresh[0]", fresh(&[token("other")])),
+        ("at_least_as_fresh", fresh(&vec![token("real"); 65])),
+    ];
+    for (field, request) in cases.into_iter().chain(tokens) {
         let status = world.search.clone().search(request).await.unwrap_err();
         assert_eq!((status.code(), field_of(&status).as_str()), (Code::InvalidArgument, field), "{status}");
     }
@@ -89,4 +103,6 @@ async fn bad_searches() {
     assert_eq!(status.code(), Code::NotFound);
     assert!(status.message().contains("project") && status.message().contains("unknown"), "{status}");
     world.search.clone().search(good()).await.unwrap();
+    // Of a source that is gone there is nothing to wait for.
+    world.search.clone().search(fresh(&vec![token("real"); 64])).await.unwrap();
 }

@@ -7,7 +7,7 @@ use tonic_prost::ProstCodec;
 use tonic_types::StatusExt;
 use tower::{Service, ServiceExt};
 use waybill_api::ingestion::v1::{
-    CreateProjectRequest, DeleteProjectRequest, DeleteSourceRequest, GetProjectRequest, GetSourceRequest,
+    Acknowledge, CreateProjectRequest, DeleteProjectRequest, DeleteSourceRequest, GetProjectRequest, GetSourceRequest,
     ListProjectsRequest, ListSourcesRequest, MediaType, PutSourceRequest, PutSourceResponse, UploadSourceRequest,
     upload_source_request::Part,
 };
@@ -143,6 +143,26 @@ async fn a_bad_put_is_refused_and_writes_nothing() {
         let status = t.client.clone().put_source(request).await.unwrap_err();
         expect(what, &status, code, field, reason);
     }
+    let waiting =
+        |mode: Acknowledge, timeout| PutSourceRequest { acknowledge: mode.into(), index_timeout: timeout, ..good() };
+    let seconds = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
+    let cases = [
+        ("an unknown mode", PutSourceRequest { acknowledge: 9, ..good() }, "acknowledge", "is 9"),
+        ("no time", waiting(Acknowledge::Indexed, seconds(0, 0)), "index_timeout", "above 0"),
+        ("a negative time", waiting(Acknowledge::AllOrNothing, seconds(-1, 0)), "index_timeout", "above 0"),
+        (
+            "a long time",
+            waiting(Acknowledge::Indexed, seconds(600, 1)),
+            "index_timeout",
+            "ingestion.index_timeout_max_ms",
+        ),
+        ("an endless time", waiting(Acknowledge::Indexed, seconds(i64::MAX, i32::MAX)), "index_timeout", "at most"),
+        ("a time for nothing", waiting(Acknowledge::Accepted, seconds(1, 0)), "index_timeout", "leave it out"),
+    ];
+    for (what, request, field, reason) in cases {
+        let status = t.client.clone().put_source(request).await.unwrap_err();
+        expect(what, &status, InvalidArgument, field, reason);
+    }
     let twice = PutSourceRequest { uri: String::new(), body: Vec::new(), media_type: 0, ..good() };
     let status = t.client.clone().put_source(twice).await.unwrap_err();
     expect("several at once", &status, InvalidArgument, "uri", "media_type");
@@ -207,6 +227,7 @@ async fn a_bad_upload_is_refused() {
         ("a bad header", vec![header(text("", ""))], "header.uri"),
         ("two headers", vec![header(text("a", "")), header(text("a", ""))], "header"),
         ("no data", vec![header(text("a", ""))], "body"),
+        ("an unknown mode", vec![header(PutSourceRequest { acknowledge: -1, ..text("a", "") })], "header.acknowledge"),
         ("half a character", vec![header(text("a", "")), data(b"caf\xc3")], "body"),
         ("a large part", vec![header(text("a", "")), data(&vec![b'a'; (1 << 20) + 1])], "data"),
         ("an empty message", vec![header(text("a", "")), UploadSourceRequest { part: None }], "part"),

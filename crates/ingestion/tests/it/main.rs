@@ -4,6 +4,7 @@
 //! for connections that another thread is still opening.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod acknowledge;
 mod bad_input;
 mod projects;
 mod sources;

@@ -4,7 +4,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 use waybill_api::ingestion::v1::{
-    PutOutcome, PutSourceRequest, PutSourcesRequest, PutSourcesResponse, put_sources_response::Result as Answer,
+    Acknowledge, PutOutcome, PutSourceRequest, PutSourcesRequest, PutSourcesResponse,
+    put_sources_response::Result as Answer,
 };
 use waybill_ingestion::Config;
 use waybill_testkit::eventually;
@@ -45,6 +46,8 @@ async fn each_item_is_answered_in_order_and_a_bad_one_holds_up_no_other() {
         text("bad", " \n"),
         PutSourceRequest { project: "nobody".to_owned(), ..text("a", "Text.") },
         text("", "Text."),
+        PutSourceRequest { acknowledge: Acknowledge::Indexed.into(), ..text("a", "Text.") },
+        PutSourceRequest { acknowledge: Acknowledge::AllOrNothing.into(), ..text("a", "Text.") },
         // One after the other, whatever group they come into.
         text("new", "Newer."),
         text("new", "New."),
@@ -61,9 +64,11 @@ async fn each_item_is_answered_in_order_and_a_bad_one_holds_up_no_other() {
         (2, "InvalidArgument source.body"),
         (3, "NotFound source.project"),
         (4, "InvalidArgument source.uri"),
-        (5, "CHANGED"),
-        (6, "CHANGED"),
-        (7, "UNCHANGED"),
+        (5, "InvalidArgument source.acknowledge"),
+        (6, "InvalidArgument source.acknowledge"),
+        (7, "CHANGED"),
+        (8, "CHANGED"),
+        (9, "UNCHANGED"),
         (99, "InvalidArgument source"),
     ];
     assert_eq!(told(answers).await, expected.map(|(sequence, told)| (sequence, told.to_owned())));

@@ -4,10 +4,12 @@ mod body;
 mod call;
 mod client;
 mod connection;
+mod deadline;
 pub(crate) mod decode;
 mod health;
 mod server;
 
 pub use client::channel;
+pub use deadline::answer_by;
 pub use health::Health;
 pub use server::{GrpcOptions, serve};

@@ -1,12 +1,13 @@
 //! Sources and their chunks: the write path, and reading them back.
 
 mod chunks;
+mod provisional;
 mod put;
 mod read;
 mod requests;
 mod rows;
 
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Transaction};
@@ -15,8 +16,9 @@ use waybill_domain::{ContentHash, MediaType, ProjectId, PutOutcome, SourceId, So
 
 use crate::{Db, Result, StorageError};
 
+pub use provisional::{Provisional, TakeBack, Traces, confirm, sweep, take_back, wait_until_gone};
 pub use put::{peek, put_group};
-pub use read::{SourceFilter, SourcePage, delete, get, list};
+pub use read::{Deleted, SourceFilter, SourcePage, delete, get, list};
 pub use requests::purge as purge_requests;
 
 /// How long a statement here waits for a row that another transaction holds. Puts hold
@@ -46,6 +48,9 @@ pub struct SourceKey {
     /// The run of puts that this one is part of: stored with what it writes. That it differs
     /// changes nothing.
     pub job_id: Option<Uuid>,
+    /// Has a new source hidden until it is confirmed, and refuses to change one that exists:
+    /// for so long it may stay unconfirmed. `None`: it is there with the commit.
+    pub provisional: Option<Duration>,
 }
 
 impl SourceKey {
@@ -106,6 +111,8 @@ pub struct PutResult {
     pub chunks_added: i64,
     /// Chunks that are gone.
     pub chunks_removed: i64,
+    /// Whether this put made a source that is hidden until it is confirmed.
+    pub provisional: bool,
 }
 
 /// Why one put of a group was not done. The others are not affected.
@@ -117,6 +124,15 @@ pub enum PutError {
     /// The request id was used for another request within the last day.
     #[error("the request id was used for another request")]
     RequestIdReused,
+    /// A put that is to be there wholly or not at all, of a source that exists.
+    #[error("the source exists already")]
+    Exists,
+    /// Another put of the source is to be there wholly or not at all, and is not decided yet.
+    #[error("the source is provisional for another {left:?}")]
+    Provisional {
+        /// Until it is decided, at the latest.
+        left: Duration,
+    },
     /// Postgres refused this put alone.
     #[error(transparent)]
     Storage(#[from] StorageError),

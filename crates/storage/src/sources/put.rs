@@ -208,6 +208,7 @@ async fn write(connection: &mut PgConnection, items: &[&NewSource]) -> Result<Op
             chunk_count: item.chunk_count(),
             chunks_added: difference.added,
             chunks_removed: difference.removed,
+            provisional: item.key.provisional.is_some(),
         };
         done.push((*item, result));
         answers.push(Ok(result));
@@ -261,6 +262,11 @@ impl Sight {
         let source_id = key.source_id();
         match self.stored.get(&source_id.as_uuid()) {
             None => Decision::Create,
+            // Whoever asks: to change it would be to confirm it, or to lose it with the rest.
+            Some(Stored { provisional: Some(left), .. }) => {
+                Decision::Answer(Err(PutError::Provisional { left: *left }))
+            }
+            Some(_) if key.provisional.is_some() => Decision::Answer(Err(PutError::Exists)),
             Some(stored) if !stored.same => Decision::Replace,
             Some(stored) => {
                 let result = PutResult {
@@ -270,6 +276,7 @@ impl Sight {
                     chunk_count: stored.chunk_count,
                     chunks_added: 0,
                     chunks_removed: 0,
+                    provisional: false,
                 };
                 if key.request.is_some() { Decision::Remember(result) } else { Decision::Answer(Ok(result)) }
             }

@@ -35,6 +35,15 @@ pub struct SourcePage {
     pub next_after: Option<String>,
 }
 
+/// A deletion of one source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deleted {
+    /// Chunks that went with it.
+    pub chunks: u64,
+    /// The last version it had.
+    pub version: i64,
+}
+
 /// A row as both queries here return it.
 struct Row {
     id: Uuid,
@@ -109,7 +118,7 @@ pub async fn get(db: &Db, id: SourceId, with_text: bool) -> Result<Option<Source
                        SELECT true FROM llm_request r
                        WHERE r.chunk_id = c.id AND r.state IN ('pending', 'queued', 'running') LIMIT 1)
                    LIMIT 1) IS TRUE AS "extracting!"
-           FROM source s WHERE s.id = $1"#,
+           FROM source s WHERE s.id = $1 AND s.provisional_until IS NULL"#,
         id.as_uuid(),
         with_text
     )
@@ -187,7 +196,7 @@ async fn scan(db: &Db, project: ProjectId, filter: &SourceFilter, after: &str, l
                        WHERE r.chunk_id = c.id AND r.state IN ('pending', 'queued', 'running') LIMIT 1)
                    LIMIT 1) IS TRUE AS "extracting!"
            FROM (SELECT * FROM source
-                 WHERE project_id = $1
+                 WHERE project_id = $1 AND provisional_until IS NULL
                    AND uri COLLATE "C" > $2 AND uri COLLATE "C" >= $3 AND uri COLLATE "C" < $4
                    AND ($5::text IS NULL OR state = $5)
                  ORDER BY uri COLLATE "C" LIMIT $6) AS s
@@ -218,25 +227,25 @@ fn past_prefix(prefix: &str) -> String {
     char::MAX.to_string().repeat(PAST_URI_BYTES / char::MAX.len_utf8())
 }
 
-/// Deletes a source and returns how many chunks went with it. `None` if there is none.
-/// `headers` go into the outbox rows.
+/// Deletes a source, a provisional one too. `None` if there is none. `headers` go into the
+/// outbox rows.
 ///
 /// # Errors
 /// If Postgres is away or a statement fails; then nothing is deleted.
-pub async fn delete(db: &Db, id: SourceId, headers: Option<&str>) -> Result<Option<u64>> {
+pub async fn delete(db: &Db, id: SourceId, headers: Option<&str>) -> Result<Option<Deleted>> {
     let mut tx = begin(db, headers).await?;
     // The lock keeps new chunks out, so that those deleted are all there are.
-    let found = sqlx::query_scalar!("SELECT id FROM source WHERE id = $1 FOR UPDATE", id.as_uuid())
+    let found = sqlx::query_scalar!("SELECT version FROM source WHERE id = $1 FOR UPDATE", id.as_uuid())
         .fetch_optional(&mut *tx)
         .await?;
-    if found.is_none() {
+    let Some(version) = found else {
         return Ok(None);
-    }
+    };
     let chunks =
         sqlx::query!("DELETE FROM chunk WHERE source_id = $1", id.as_uuid()).execute(&mut *tx).await?.rows_affected();
     sqlx::query!("DELETE FROM source WHERE id = $1", id.as_uuid()).execute(&mut *tx).await?;
     tx.commit().await?;
-    Ok(Some(chunks))
+    Ok(Some(Deleted { chunks, version }))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use sqlx::PgConnection;
 use uuid::Uuid;
-use waybill_domain::{PutOutcome, SourceId};
+use waybill_domain::{ProjectId, PutOutcome, SourceId};
 
 use super::{NewSource, PutAnswer, PutError, PutResult, RequestKey, SourceKey};
 use crate::{Db, Result, StorageError};
@@ -53,19 +53,30 @@ pub(super) async fn recall(connection: &mut PgConnection, keys: &[&SourceKey]) -
                 chunk_count: row.chunk_count,
                 chunks_added: row.chunks_added,
                 chunks_removed: row.chunks_removed,
+                // It is remembered when it is confirmed.
+                provisional: false,
             };
             Ok(((row.project_id, row.request_id), Remembered { fingerprint: row.fingerprint, result }))
         })
         .collect()
 }
 
-/// Remembers the answers of this transaction. Returns whether all could be: if not, another
-/// transaction has just used one of the ids.
+/// Remembers the answers of this transaction, but for those that may yet be taken back. Returns
+/// whether all could be: if not, another transaction has just used one of the ids.
 pub(super) async fn remember(connection: &mut PgConnection, done: &[(&NewSource, PutResult)]) -> Result<bool> {
     let done: Vec<_> = done
         .iter()
-        .filter_map(|(item, result)| Some((item.key.project_id, item.key.request.as_ref()?, result)))
+        .filter(|(_, result)| !result.provisional)
+        .filter_map(|(item, result)| Some((item.key.project_id, item.key.request.as_ref()?, *result)))
         .collect();
+    remember_all(connection, &done).await
+}
+
+/// Remembers answers. Returns as [`remember`].
+pub(super) async fn remember_all(
+    connection: &mut PgConnection,
+    done: &[(ProjectId, &RequestKey, PutResult)],
+) -> Result<bool> {
     if done.is_empty() {
         return Ok(true);
     }

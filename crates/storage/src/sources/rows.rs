@@ -1,12 +1,15 @@
 //! Rows of `source`: comparing, locking, writing.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{NewSource, SourceKey};
-use crate::Result;
+use crate::{Result, outbox::millis};
 
 /// What is stored of a source, compared with what was asked for.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +18,8 @@ pub(super) struct Stored {
     pub(super) same: bool,
     pub(super) version: i64,
     pub(super) chunk_count: i64,
+    /// Of a source that may yet be taken back: when that is decided, at the latest.
+    pub(super) provisional: Option<Duration>,
 }
 
 /// Says which of the projects exist.
@@ -31,6 +36,7 @@ pub(super) async fn existing_projects(connection: &mut PgConnection, keys: &[&So
 pub(super) async fn compare(connection: &mut PgConnection, keys: &[&SourceKey]) -> Result<HashMap<Uuid, Stored>> {
     let rows = sqlx::query!(
         r#"SELECT s.id, s.version, s.chunk_count,
+                  extract(epoch FROM s.provisional_until - clock_timestamp())::double precision AS provisional_s,
                   (s.content_hash = n.content_hash AND s.media_type = n.media_type AND s.chunker = n.chunker
                    AND s.metadata = n.metadata
                    AND CASE WHEN n.title IS NULL THEN s.title_derived
@@ -49,7 +55,10 @@ pub(super) async fn compare(connection: &mut PgConnection, keys: &[&SourceKey]) 
     .await?;
     Ok(rows
         .into_iter()
-        .map(|row| (row.id, Stored { same: row.same, version: row.version, chunk_count: row.chunk_count }))
+        .map(|row| {
+            let provisional = row.provisional_s.map(|left| Duration::try_from_secs_f64(left).unwrap_or_default());
+            (row.id, Stored { same: row.same, version: row.version, chunk_count: row.chunk_count, provisional })
+        })
         .collect())
 }
 
@@ -80,10 +89,13 @@ pub(super) async fn insert(connection: &mut PgConnection, items: &[&NewSource]) 
     let columns = Columns::of(items);
     let rows = sqlx::query!(
         "INSERT INTO source (id, project_id, uri, title, title_derived, media_type, metadata, content_hash, text,
-                             chunk_count, chunker, job_id, state)
-         SELECT n.*, 'chunked'
+                             chunk_count, chunker, job_id, provisional_until, state)
+         SELECT n.id, n.project_id, n.uri, n.title, n.title_derived, n.media_type, n.metadata, n.content_hash, n.text,
+                n.chunk_count, n.chunker, n.job_id, clock_timestamp() + n.provisional_ms * interval '1 millisecond', 'chunked'
          FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::boolean[], $6::text[], $7::jsonb[],
-                     $8::bytea[], $9::text[], $10::bigint[], $11::text[], $12::uuid[]) AS n
+                     $8::bytea[], $9::text[], $10::bigint[], $11::text[], $12::uuid[], $13::double precision[])
+                  AS n (id, project_id, uri, title, title_derived, media_type, metadata, content_hash, text,
+                        chunk_count, chunker, job_id, provisional_ms)
          ON CONFLICT DO NOTHING RETURNING id, version",
         &columns.ids,
         &items.iter().map(|item| item.key.project_id.as_uuid()).collect::<Vec<_>>(),
@@ -97,6 +109,7 @@ pub(super) async fn insert(connection: &mut PgConnection, items: &[&NewSource]) 
         &columns.chunk_counts,
         &columns.chunkers as &[&str],
         &columns.job_ids as &[Option<Uuid>],
+        &items.iter().map(|item| item.key.provisional.map(millis)).collect::<Vec<_>>() as &[Option<f64>],
     )
     .fetch_all(connection)
     .await?;

@@ -4,8 +4,10 @@
 mod cache;
 mod capture;
 mod extraction;
+mod freshness;
 mod hydrate;
 mod projects;
 mod provenance;
+mod provisional;
 mod sources;
 mod support;

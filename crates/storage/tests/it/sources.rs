@@ -230,6 +230,7 @@ async fn a_group_is_answered_in_its_order_and_a_bad_item_spoils_nothing() {
             Ok(result) => result.outcome.as_str(),
             Err(PutError::NoProject) => "no project",
             Err(PutError::RequestIdReused) => "reused",
+            Err(PutError::Exists | PutError::Provisional { .. }) => "not decided",
             Err(PutError::Storage(_)) => "refused",
         })
         .collect();
@@ -340,7 +341,9 @@ async fn delete_counts_the_chunks_and_dirties_them() {
     let t = Fixture::new().await;
     let id = t.put(source(t.project, "a", &["one", "two"])).await.source_id;
     t.forget_outbox().await;
-    assert_eq!(sources::delete(&t.db, id, None).await.unwrap(), Some(2));
+    let version = t.number("SELECT version FROM source").await;
+    let deleted = sources::delete(&t.db, id, None).await.unwrap();
+    assert_eq!(deleted, Some(sources::Deleted { chunks: 2, version }));
     assert_eq!(t.outbox_keys().await.len(), 2);
     assert_eq!(sources::delete(&t.db, id, None).await.unwrap(), None);
 }

@@ -100,6 +100,7 @@ pub(crate) fn source(project: ProjectId, uri: &str, passages: &[&str]) -> NewSou
             chunker: "test".to_owned(),
             request: None,
             job_id: None,
+            provisional: None,
         },
         title: "Title".to_owned(),
         text,

@@ -115,6 +115,9 @@ pub(crate) struct SearchArgs {
     /// Only this source; repeatable
     #[arg(long, value_name = "URI")]
     pub(crate) source: Vec<String>,
+    /// Wait until the index has this write, named by its freshness token; repeatable
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) at_least_as_fresh: Vec<String>,
     /// What to find; repeatable
     #[arg(long, short, value_enum, default_value = "passage")]
     pub(crate) kind: Vec<HitKind>,

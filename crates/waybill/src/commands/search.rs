@@ -35,6 +35,7 @@ pub(crate) async fn run(args: SearchArgs) -> anyhow::Result<()> {
         kinds: args.kind.iter().map(|kind| kind_of(*kind).into()).collect(),
         source_uris: args.source.clone(),
         metadata: (!metadata.is_empty()).then(|| values::to_struct(metadata)),
+        at_least_as_fresh: args.at_least_as_fresh.clone(),
     });
     request.set_timeout(DEADLINE);
 

@@ -53,11 +53,11 @@ impl Fake {
         let mut state = self.0.lock().unwrap();
         if source.uri.contains("refused") {
             let message = "body: refused for the test".to_owned();
-            return Err(pb::PutError { code: 3, message, field: "body".to_owned() });
+            return Err(pb::PutError { code: 3, message, field: "body".to_owned(), ..pb::PutError::default() });
         }
         if source.uri.contains("throttled") && !state.throttled {
             state.throttled = true;
-            return Err(pb::PutError { code: 8, message: "later".to_owned(), field: String::new() });
+            return Err(pb::PutError { code: 8, message: "later".to_owned(), ..pb::PutError::default() });
         }
         let outcome = match state.requests.get(&source.request_id) {
             Some(outcome) => *outcome,

@@ -8,6 +8,7 @@ mod crash;
 #[cfg(feature = "embedded")]
 mod extract;
 mod extraction;
+mod freshness;
 mod help;
 mod import;
 mod llm_server;

@@ -39,8 +39,8 @@ pub(crate) struct World {
     pub(crate) ports: Ports,
     pub(crate) qdrant: Program,
     pub(crate) relay: Program,
-    _embedding: Program,
-    _ingestion: Program,
+    pub(crate) embedding: Program,
+    pub(crate) ingestion: Program,
     pub(crate) vectors: Vectors,
 }
 
@@ -131,7 +131,7 @@ impl World {
         let ingestion = serve(&config, "ingestion").await;
         let relay = serve(&config, "relay").await;
         let vectors = Vectors::connect(&QdrantConfig::new(format!("http://127.0.0.1:{}", ports.qdrant))).unwrap();
-        Self { postgres, db, redis, dir, ports, qdrant, relay, _embedding: embedding, _ingestion: ingestion, vectors }
+        Self { postgres, db, redis, dir, ports, qdrant, relay, embedding, ingestion, vectors }
     }
 
     pub(crate) fn config(&self) -> PathBuf {

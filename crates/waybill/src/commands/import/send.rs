@@ -219,10 +219,16 @@ impl<'a> Sender<'a> {
             None => PutError {
                 code: Code::Unimplemented.into(),
                 message: "the service answered what this program doesn't know".to_owned(),
-                field: String::new(),
+                ..PutError::default()
             },
         };
         let code = Code::from(failure.code);
+        if code == Code::ResourceExhausted
+            && let Some(pause) = failure.retry_after.and_then(|pause| Duration::try_from(pause).ok())
+            && self.window.hold_back(sequence, pause, Instant::now())
+        {
+            return;
+        }
         if may_pass(code) && self.window.retry(sequence, Instant::now()) {
             return;
         }

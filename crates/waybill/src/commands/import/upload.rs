@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 use uuid::Uuid;
 use waybill_api::ingestion::v1::ingestion_service_client::IngestionServiceClient;
 use waybill_api::ingestion::v1::upload_source_request::Part;
@@ -12,6 +13,7 @@ use waybill_api::ingestion::v1::{PutSourceRequest, PutSourceResponse, UploadSour
 use waybill_domain::Backoff;
 
 use super::read::Document;
+use super::window::{MAX_HELD_BACK, MAX_PAUSE};
 use crate::client::may_pass;
 
 /// Half of what the service takes, so that two parts are on their way at any time.
@@ -33,6 +35,7 @@ pub(super) async fn run(
     document: Document,
 ) -> Result<PutSourceResponse, Status> {
     let messages = messages(project, run, Uuid::now_v7(), document);
+    let begun = Instant::now();
     let mut attempt = 0;
     loop {
         attempt += 1;
@@ -41,6 +44,16 @@ pub(super) async fn run(
             Ok(response) => return Ok(response.into_inner()),
             Err(status) => status,
         };
+        let asked = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        if status.code() == Code::ResourceExhausted
+            && let Some(pause) = asked
+            && begun.elapsed() < MAX_HELD_BACK
+        {
+            // The service is busy or the index behind: no failure of the document's.
+            attempt -= 1;
+            sleep(pause.clamp(RETRY.base, MAX_PAUSE)).await;
+            continue;
+        }
         // Too large is RESOURCE_EXHAUSTED, and stays so.
         let passes = may_pass(status.code()) && status.code() != Code::ResourceExhausted;
         if !passes || attempt >= MAX_ATTEMPTS {
@@ -60,6 +73,7 @@ fn messages(project: &str, run: Uuid, request_id: Uuid, document: Document) -> V
         metadata: document.metadata,
         body: Vec::new(),
         job_id: run.to_string(),
+        ..PutSourceRequest::default()
     };
     let parts = document.body.chunks(PART_BYTES).map(|part| Part::Data(part.to_vec()));
     std::iter::once(Part::Header(header)).chain(parts).map(|part| UploadSourceRequest { part: Some(part) }).collect()

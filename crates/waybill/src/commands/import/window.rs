@@ -22,12 +22,21 @@ const MAX_ATTEMPTS: u32 = 6;
 /// The pause after the first failure of a document; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long one document waits for an index that is behind: an operator who set a limit wants
+/// producers to wait.
+pub(super) const MAX_HELD_BACK: Duration = Duration::from_secs(60 * 60);
+
+/// The longest pause that a service may ask for.
+pub(super) const MAX_PAUSE: Duration = Duration::from_secs(60);
+
 /// A document on its way.
 #[derive(Debug)]
 struct Pending {
     document: Document,
     input_bytes: u64,
     failures: u32,
+    /// When the service first asked to wait with it.
+    held_back: Option<Instant>,
 }
 
 /// The documents on their way, by the sequence number they are sent under.
@@ -79,7 +88,7 @@ impl Window {
         self.last_sequence += 1;
         self.bytes += document.body.len();
         self.unsent.push_back(self.last_sequence);
-        self.pending.insert(self.last_sequence, Pending { document, input_bytes, failures: 0 });
+        self.pending.insert(self.last_sequence, Pending { document, input_bytes, failures: 0, held_back: None });
     }
 
     /// Says whether something is to be sent.
@@ -120,6 +129,20 @@ impl Window {
         true
     }
 
+    /// Puts a document back, to be sent again when the service said. That is no failure of the
+    /// document's. Returns `false` if it was put off for too long.
+    pub(super) fn hold_back(&mut self, sequence: i64, pause: Duration, now: Instant) -> bool {
+        let Some(pending) = self.pending.get_mut(&sequence) else {
+            return true;
+        };
+        let since = *pending.held_back.get_or_insert(now);
+        if now - since > MAX_HELD_BACK {
+            return false;
+        }
+        self.paused.insert((now + pause.clamp(FIRST_PAUSE, MAX_PAUSE), sequence));
+        true
+    }
+
     /// Returns when the first pause is over.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.paused.first().map(|(due, _)| *due)
@@ -154,6 +177,7 @@ impl Window {
             body: document.body.clone(),
             request_id: Uuid::new_v5(&self.run, identity.as_bytes()).to_string(),
             job_id: self.run.to_string(),
+            ..PutSourceRequest::default()
         }
     }
 }
@@ -237,5 +261,24 @@ mod tests {
             assert_eq!(window.take().unwrap().sequence, 1);
         }
         assert!(!window.retry(1, now));
+    }
+
+    #[test]
+    fn a_document_that_is_to_wait_loses_no_attempt() {
+        let mut window = window();
+        let begun = Instant::now();
+        window.add(document("a", 1), 1);
+        window.take();
+        let pause = Duration::from_secs(10);
+        let mut now = begun;
+        while now - begun <= MAX_HELD_BACK {
+            assert!(window.hold_back(1, pause, now));
+            assert_eq!(window.next_due(), Some(now + pause));
+            now += pause;
+            window.resume(now);
+            assert_eq!(window.take().unwrap().sequence, 1);
+        }
+        assert!(!window.hold_back(1, pause, now));
+        assert!(window.retry(1, now), "it has not failed yet");
     }
 }
