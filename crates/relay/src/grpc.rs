@@ -6,7 +6,8 @@ use chrono::{DateTime, Utc};
 use prost_types::Timestamp;
 use tonic::{Request, Response, Status};
 use waybill_api::relay::v1::{
-    GetStatusRequest, GetStatusResponse, LaneStatus, Owner, SinkStatus, relay_service_server::RelayService,
+    GetStatusRequest, GetStatusResponse, LaneStatus, Owner, RecoverRequest, ReindexRequest, SinkStatus,
+    VerifyConsistencyRequest, relay_service_server::RelayService,
 };
 use waybill_domain::{RelayId, SinkName};
 use waybill_outbox::Stats;
@@ -16,15 +17,18 @@ use waybill_storage::{
     status::{SinkLag, sink_lag},
 };
 
+use crate::grpc_verify::{ReindexStream, VerifyGrpc, VerifyStream};
+
 pub(crate) struct RelayGrpc {
     db: Db,
     owner: RelayId,
     stats: Vec<(SinkName, Stats)>,
+    verify: VerifyGrpc,
 }
 
 impl RelayGrpc {
-    pub(crate) const fn new(db: Db, owner: RelayId, stats: Vec<(SinkName, Stats)>) -> Self {
-        Self { db, owner, stats }
+    pub(crate) const fn new(db: Db, owner: RelayId, stats: Vec<(SinkName, Stats)>, verify: VerifyGrpc) -> Self {
+        Self { db, owner, stats, verify }
     }
 }
 
@@ -42,8 +46,30 @@ impl RelayService for RelayGrpc {
             observed_at = Some(timestamp(lag.now));
             sinks.push(sink_status(*sink, stats, &lag, with_lanes));
         }
-        let response = GetStatusResponse { instance: self.owner.to_string(), observe_time: observed_at, sinks };
+        let scrub = Some(self.verify.scrub_status().await?);
+        let response = GetStatusResponse { instance: self.owner.to_string(), observe_time: observed_at, sinks, scrub };
         Ok(Response::new(response))
+    }
+
+    type VerifyConsistencyStream = VerifyStream;
+
+    async fn verify_consistency(
+        &self,
+        request: Request<VerifyConsistencyRequest>,
+    ) -> Result<Response<VerifyStream>, Status> {
+        self.verify.verify(request.into_inner()).await
+    }
+
+    type RecoverStream = VerifyStream;
+
+    async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<VerifyStream>, Status> {
+        self.verify.recover(request.into_inner()).await
+    }
+
+    type ReindexStream = ReindexStream;
+
+    async fn reindex(&self, request: Request<ReindexRequest>) -> Result<Response<ReindexStream>, Status> {
+        self.verify.reindex(request.into_inner()).await
     }
 }
 
@@ -82,6 +108,6 @@ fn sink_status(sink: SinkName, stats: &Stats, lag: &SinkLag, with_lanes: bool) -
     }
 }
 
-fn timestamp(at: DateTime<Utc>) -> Timestamp {
+pub(crate) fn timestamp(at: DateTime<Utc>) -> Timestamp {
     Timestamp { seconds: at.timestamp(), nanos: i32::try_from(at.timestamp_subsec_nanos()).unwrap_or(0) }
 }
