@@ -6,5 +6,7 @@ mod capture;
 mod extraction;
 mod hydrate;
 mod projects;
+mod repair;
+mod scrub;
 mod sources;
 mod support;

@@ -14,6 +14,10 @@ mod llm_server;
 #[cfg(feature = "embedded")]
 mod place;
 mod program;
+mod repair;
+mod restore;
+mod scrub;
 #[cfg(feature = "embedded")]
 mod up;
+mod verified;
 mod world;
