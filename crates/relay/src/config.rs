@@ -16,6 +16,46 @@ pub struct Config {
     pub embed_timeout_ms: u64,
     /// Reading, leases and delivery.
     pub engine: EngineConfig,
+    /// Comparing the stores with Postgres.
+    pub verify: VerifyConfig,
+    /// Comparing them in the background.
+    pub scrub: ScrubConfig,
+}
+
+/// How fast the stores are compared, so that delivery is not disturbed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VerifyConfig {
+    /// The most entries that are read from each store at a time.
+    pub page_keys_max: u32,
+    /// Points and rows looked at in a second, by each comparison.
+    pub rows_per_second: u32,
+}
+
+impl Default for VerifyConfig {
+    fn default() -> Self {
+        // A page is read in some 10 ms; a million keys take two minutes.
+        Self { page_keys_max: 1_000, rows_per_second: 20_000 }
+    }
+}
+
+/// When the stores are compared by themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScrubConfig {
+    /// From the start of one pass over everything to the next; 0 for none.
+    pub period_s: u64,
+    /// Whether a pass has what differs delivered again.
+    pub repair: bool,
+    /// Between two looks at some keys, which start a pass if one is wrong: a store that was lost
+    /// or wiped is noticed so. 0 for none.
+    pub check_s: u64,
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self { period_s: 86_400, repair: true, check_s: 60 }
+    }
 }
 
 impl Default for Config {
@@ -25,6 +65,8 @@ impl Default for Config {
             model: String::new(),
             embed_timeout_ms: 120_000,
             engine: EngineConfig::default(),
+            verify: VerifyConfig::default(),
+            scrub: ScrubConfig::default(),
         }
     }
 }
@@ -40,6 +82,16 @@ impl Config {
         }
         if self.embed_timeout_ms < 100 {
             return Err(format!("embed_timeout_ms is {}: set it to 100 or more", self.embed_timeout_ms));
+        }
+        // An entry can carry 16 KiB of metadata, and an answer of Qdrant's may have 64 MiB.
+        if !(1..=2_000).contains(&self.verify.page_keys_max) {
+            return Err(format!(
+                "verify.page_keys_max is {}: set it to between 1 and 2,000",
+                self.verify.page_keys_max
+            ));
+        }
+        if self.verify.rows_per_second == 0 {
+            return Err("verify.rows_per_second is 0: set it to 1 or more".to_owned());
         }
         self.engine.validate().map_err(|problem| format!("engine.{problem}"))
     }

@@ -4,10 +4,12 @@
 mod config;
 mod embedder;
 mod grpc;
+mod grpc_verify;
 mod llm_sink;
 mod qdrant_sink;
+mod verify;
 
-pub use config::Config;
+pub use config::{Config, ScrubConfig, VerifyConfig};
 
 use std::sync::Arc;
 
@@ -24,7 +26,14 @@ use waybill_runtime::{
 use waybill_storage::Db;
 use waybill_vectors::Vectors;
 
-use crate::{embedder::Embedder, grpc::RelayGrpc, llm_sink::LlmSink, qdrant_sink::QdrantSink};
+use crate::{
+    embedder::Embedder,
+    grpc::RelayGrpc,
+    grpc_verify::VerifyGrpc,
+    llm_sink::LlmSink,
+    qdrant_sink::QdrantSink,
+    verify::{Verifier, scrub::Scrubber},
+};
 
 /// What the relay needs from outside.
 #[derive(Clone)]
@@ -48,17 +57,32 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
     config.validate().map_err(anyhow::Error::msg)?;
     let owner = RelayId::generate();
     let embedder = Embedder::new(deps.embedding, config.model.clone(), config.embed_timeout());
-    let qdrant = QdrantSink::new(deps.db.clone(), deps.vectors, embedder, config.alias.clone());
+    let qdrant = Arc::new(QdrantSink::new(deps.db.clone(), deps.vectors.clone(), embedder, config.alias.clone()));
     let llm = LlmSink::new(deps.db.clone(), deps.queue.clone());
+    let verifier = Verifier {
+        db: deps.db.clone(),
+        vectors: deps.vectors,
+        queue: deps.queue.clone(),
+        alias: config.alias.clone(),
+        sink: Arc::clone(&qdrant),
+        config: config.verify.clone(),
+    };
     // An engine each: what holds one store up is nothing to the other.
     let engines = [
-        Engine::new(deps.db.clone(), Arc::new(qdrant), config.engine.clone(), owner),
+        Engine::new(deps.db.clone(), qdrant, config.engine.clone(), owner),
         Engine::new(deps.db.clone(), Arc::new(llm), config.engine.clone(), owner),
     ];
     let stats = engines.iter().map(|engine| (engine.sink(), engine.stats())).collect();
-    let service = RelayGrpc::new(deps.db.clone(), deps.queue, owner, stats, shutdown.soft());
+    let verify = VerifyGrpc::new(verifier.clone(), shutdown.soft());
+    let service = RelayGrpc::new(deps.db.clone(), deps.queue, owner, stats, verify, shutdown.soft());
 
     let tasks = shutdown.tasks();
+    let scrubber = Scrubber { verifier, config: config.scrub.clone(), owner };
+    let stopping = shutdown.soft();
+    tasks.spawn("scrubber", async {
+        scrubber.run(stopping).await;
+        Ok(())
+    });
     for engine in engines {
         let wake = Wake::default();
         if config.engine.listen {

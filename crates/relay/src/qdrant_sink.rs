@@ -44,6 +44,11 @@ impl QdrantSink {
         self.target.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Has the next delivery make sure that the collection and its alias are there.
+    pub(crate) fn forget_target(&self) {
+        self.remember(None);
+    }
+
     fn remember(&self, target: Option<Arc<Target>>) {
         *self.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
     }

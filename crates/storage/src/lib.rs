@@ -19,11 +19,15 @@ pub mod lease;
 pub mod outbox;
 pub mod points;
 pub mod projects;
+pub mod queue_state;
+pub mod repair;
 pub mod requests;
+pub mod scrub;
 pub mod secrets;
 pub mod settle;
 pub mod sources;
 pub mod status;
+pub mod verify;
 
 pub use bell::Bell;
 pub use db::{Db, DbConfig, SCHEMA_VERSION};

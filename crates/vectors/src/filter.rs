@@ -4,7 +4,7 @@ use qdrant_client::qdrant::{
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::{Result, SearchFilter, VectorError, key, payload::point_id};
+use crate::{Result, SearchFilter, VectorError, key, payload::point_id, write::PLAUSIBLE_LEAD};
 
 /// Builds the filter of a search.
 pub(crate) fn search(filter: &SearchFilter) -> Result<Filter> {
@@ -58,14 +58,10 @@ pub(crate) fn has_id(ids: impl IntoIterator<Item = Uuid>) -> Condition {
     Condition { condition_one_of: Some(ConditionOneOf::HasId(HasIdCondition { has_id })) }
 }
 
-/// Matches points whose stored version is `version` or higher.
-pub(crate) fn version_at_least(version: i64) -> Condition {
-    Condition::range(key::VERSION, Range { gte: Some(as_bound(version)), ..Range::default() })
-}
-
-/// Matches points whose stored version is higher than `version`.
+/// Matches points whose stored version is above `version`, by [`PLAUSIBLE_LEAD`] at the most.
 pub(crate) fn version_above(version: i64) -> Condition {
-    Condition::range(key::VERSION, Range { gt: Some(as_bound(version)), ..Range::default() })
+    let (gt, lte) = (Some(as_bound(version)), Some(as_bound(version.saturating_add(PLAUSIBLE_LEAD))));
+    Condition::range(key::VERSION, Range { gt, lte, ..Range::default() })
 }
 
 /// Ranges are made of doubles. They are exact up to 2^53: at a million versions a second,

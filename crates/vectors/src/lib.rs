@@ -19,8 +19,8 @@ pub use collection::{CollectionInfo, CollectionSpec, DEFAULT_ALIAS};
 pub use config::QdrantConfig;
 pub use error::VectorError;
 pub use query::{MAX_QUERY_LIMIT, Mode, QuerySpec, ScoredPoint, SearchFilter, SparseVector};
-pub use scroll::{MAX_SCROLL_LIMIT, VersionPage};
-pub use write::PointWrite;
+pub use scroll::{MAX_SCROLL_LIMIT, PointPage, StoredPoint, VersionPage};
+pub use write::{PLAUSIBLE_LEAD, PointWrite};
 
 /// What every function here returns.
 pub type Result<T> = std::result::Result<T, VectorError>;

@@ -41,6 +41,30 @@ fn from_json(value: serde_json::Value) -> Value {
     Value { kind: Some(kind) }
 }
 
+/// Reads the metadata back; empty where there is none, or no object.
+pub(crate) fn metadata(payload: &Payload) -> serde_json::Map<String, serde_json::Value> {
+    match payload.get(key::METADATA).and_then(|value| value.kind.as_ref()) {
+        Some(Kind::StructValue(fields)) => to_object(fields),
+        _ => serde_json::Map::new(),
+    }
+}
+
+fn to_object(fields: &Struct) -> serde_json::Map<String, serde_json::Value> {
+    fields.fields.iter().map(|(name, value)| (name.clone(), to_json(value))).collect()
+}
+
+fn to_json(value: &Value) -> serde_json::Value {
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
+        Some(Kind::BoolValue(value)) => (*value).into(),
+        Some(Kind::IntegerValue(value)) => (*value).into(),
+        Some(Kind::DoubleValue(value)) => (*value).into(),
+        Some(Kind::StringValue(value)) => value.clone().into(),
+        Some(Kind::ListValue(list)) => list.values.iter().map(to_json).collect(),
+        Some(Kind::StructValue(fields)) => to_object(fields).into(),
+    }
+}
+
 /// Reads the version; 0, which no row has, where there is none.
 pub(crate) fn version(payload: &Payload) -> i64 {
     match payload.get(key::VERSION).and_then(|value| value.kind.as_ref()) {

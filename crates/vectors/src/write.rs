@@ -11,7 +11,8 @@
 //! One bound can't do: `version < lowest of the batch` refuses a point whose stored version
 //! lies between that and its own (it was delivered, the relay died before the settle, the
 //! row changed), and `version < highest` lets late writes through. Hence one clause per
-//! point: "not this id with this version or a higher one". Qdrant tests the clauses only on
+//! point: "not this id with a higher version". An equal one is written again: a version means
+//! one content, so that changes nothing, unless somebody else changed the point. Qdrant tests the clauses only on
 //! those points of the batch that exist, so filling a collection pays for their bytes alone;
 //! where points exist, they are tested in groups, so that a batch of n costs about n * 2√n
 //! tests and not n².
@@ -30,10 +31,15 @@ use waybill_domain::{Kind, ProjectId, SourceId};
 use crate::{
     DENSE, Result, SPARSE, VectorError, Vectors,
     client::call,
-    filter::{all, has_id, version_above, version_at_least},
+    filter::{all, has_id, version_above},
     key,
     payload::{Payload, integer, object, point_id, string},
 };
+
+/// How far a stored version can be above a row's and still be one that a row had: years of
+/// writing. A point beyond that was written by somebody else, and no guard protects it: to
+/// respect it would mean to hand out versions from there on.
+pub const PLAUSIBLE_LEAD: i64 = 1 << 40;
 
 /// A point as it should be.
 #[derive(Debug, Clone)]
@@ -46,7 +52,7 @@ pub struct PointWrite {
     pub kind: Kind,
     /// The source it belongs to, if it is one.
     pub source_id: Option<SourceId>,
-    /// The row's version; the point is replaced only if its own is lower.
+    /// The row's version; a point with a higher one is kept.
     pub version: i64,
     /// The source's metadata, for filters.
     pub metadata: Map<String, Value>,
@@ -57,8 +63,8 @@ pub struct PointWrite {
 }
 
 impl Vectors {
-    /// Writes points, each unless the store holds its version or a higher one, and waits
-    /// until they are applied. Ids must not repeat within a batch.
+    /// Writes points, each unless the store holds a higher version of it, and waits until
+    /// they are applied. Ids must not repeat within a batch.
     ///
     /// # Errors
     /// [`VectorError::CollectionMissing`] if the collection was wiped. After an error of
@@ -114,7 +120,7 @@ fn unless_newer(points: &[PointWrite]) -> Filter {
         .chunks(group_size)
         .map(|group| {
             let mut clauses: Vec<Condition> =
-                group.iter().map(|point| all(vec![has_id([point.id]), version_at_least(point.version)])).collect();
+                group.iter().map(|point| all(vec![has_id([point.id]), version_above(point.version)])).collect();
             if clauses.len() == 1 {
                 return clauses.remove(0);
             }

@@ -21,6 +21,11 @@ pub(crate) const INTERRUPTED: u8 = 130;
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
 
+/// A comparison that did not get to its end. Scripts must not take it for drift.
+#[derive(Debug, thiserror::Error)]
+#[error("not compared")]
+pub(crate) struct NoVerdict;
+
 /// Says on stderr why a command failed, and returns the exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if error.is::<ReaderGone>() {
@@ -33,7 +38,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
 fn code(error: &anyhow::Error) -> u8 {
     if error.is::<Unreachable>() {
         UNREACHABLE
-    } else if error.is::<Usage>() || error.is::<ConfigError>() {
+    } else if error.is::<Usage>() || error.is::<ConfigError>() || error.is::<NoVerdict>() {
         USAGE
     } else {
         FAILED

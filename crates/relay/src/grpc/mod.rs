@@ -13,8 +13,8 @@ use tonic::{Request, Response, Status};
 use waybill_api::relay::v1::{
     DeadLetter, DisposeDeadLettersRequest, DisposeDeadLettersResponse, DrainRequest, DrainResponse,
     GetDeadLetterRequest, GetStatusRequest, GetStatusResponse, LaneStatus, ListDeadLettersRequest,
-    ListDeadLettersResponse, Owner, PauseRequest, PauseResponse, ResumeRequest, ResumeResponse, SinkStatus,
-    relay_service_server::RelayService,
+    ListDeadLettersResponse, Owner, PauseRequest, PauseResponse, RecoverRequest, ReindexRequest, ResumeRequest,
+    ResumeResponse, SinkStatus, VerifyConsistencyRequest, relay_service_server::RelayService,
 };
 use waybill_domain::{RelayId, SinkName};
 use waybill_llm_queue::LlmQueue;
@@ -26,6 +26,8 @@ use waybill_storage::{
     status::{SinkLag, sink_lag},
 };
 
+use crate::grpc_verify::{ReindexStream, VerifyGrpc, VerifyStream};
+
 /// When to try again after Postgres was away or busy.
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -36,6 +38,7 @@ pub(crate) struct RelayGrpc {
     queue: LlmQueue,
     bell: Bell,
     stopping: CancellationToken,
+    verify: VerifyGrpc,
 }
 
 impl RelayGrpc {
@@ -44,10 +47,11 @@ impl RelayGrpc {
         queue: LlmQueue,
         owner: RelayId,
         stats: Vec<(SinkName, Stats)>,
+        verify: VerifyGrpc,
         stopping: CancellationToken,
     ) -> Self {
         let bell = Bell::start(&db);
-        Self { db, owner, stats, queue, bell, stopping }
+        Self { db, owner, stats, queue, bell, stopping, verify }
     }
 
     async fn sink_status(
@@ -81,7 +85,8 @@ impl RelayService for RelayGrpc {
             observed_at = Some(timestamp(lag.now));
             sinks.push(self.sink_status(*sink, stats, &lag, with_lanes).await?);
         }
-        let response = GetStatusResponse { instance: self.owner.to_string(), observe_time: observed_at, sinks };
+        let scrub = Some(self.verify.scrub_status().await?);
+        let response = GetStatusResponse { instance: self.owner.to_string(), observe_time: observed_at, sinks, scrub };
         Ok(Response::new(response))
     }
 
@@ -127,6 +132,27 @@ impl RelayService for RelayGrpc {
     ) -> Result<Response<Self::DiscardDeadLettersStream>, Status> {
         self.dispose(request.into_inner(), Disposal::Discard).await.map(Response::new)
     }
+
+    type VerifyConsistencyStream = VerifyStream;
+
+    async fn verify_consistency(
+        &self,
+        request: Request<VerifyConsistencyRequest>,
+    ) -> Result<Response<VerifyStream>, Status> {
+        self.verify.verify(request.into_inner()).await
+    }
+
+    type RecoverStream = VerifyStream;
+
+    async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<VerifyStream>, Status> {
+        self.verify.recover(request.into_inner()).await
+    }
+
+    type ReindexStream = ReindexStream;
+
+    async fn reindex(&self, request: Request<ReindexRequest>) -> Result<Response<ReindexStream>, Status> {
+        self.verify.reindex(request.into_inner()).await
+    }
 }
 
 fn sink_status(sink: SinkName, stats: &Stats, lag: &SinkLag, with_lanes: bool) -> SinkStatus {
@@ -166,6 +192,6 @@ fn sink_status(sink: SinkName, stats: &Stats, lag: &SinkLag, with_lanes: bool) -
     }
 }
 
-fn timestamp(at: DateTime<Utc>) -> Timestamp {
+pub(crate) fn timestamp(at: DateTime<Utc>) -> Timestamp {
     Timestamp { seconds: at.timestamp(), nanos: i32::try_from(at.timestamp_subsec_nanos()).unwrap_or(0) }
 }

@@ -9,5 +9,7 @@ mod hydrate;
 mod projects;
 mod provenance;
 mod provisional;
+mod repair;
+mod scrub;
 mod sources;
 mod support;

@@ -2,6 +2,7 @@
 
 mod client;
 mod extraction;
+mod repair;
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
@@ -13,11 +14,12 @@ pub(crate) use self::client::{
     EndpointArgs, Format, HitKind, ImportArgs, Mode, ProjectsCommand, SearchArgs, SourcesCommand, StatusArgs,
 };
 pub(crate) use self::extraction::{ExtractArgs, FactsArgs, JobsArgs, Priority, RequestState};
+pub(crate) use self::repair::{RecoverArgs, ReindexArgs, VerifyArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  the command failed, or a job, or some documents of an import
+  1  the command failed, or a job, or some documents of an import; `verify` found drift
   2  wrong usage, or a configuration that can't be used
   3  the service can't be reached
   130  interrupted by Ctrl-C
@@ -65,6 +67,12 @@ pub(crate) enum Command {
     Facts(FactsArgs),
     /// Show what is still on its way to the index, and who delivers it
     Status(StatusArgs),
+    /// Compare Qdrant and the queue with Postgres, and repair what differs
+    Verify(VerifyArgs),
+    /// Repair one project after a store was lost or restored
+    Recover(RecoverArgs),
+    /// Have points written anew, with their vectors
+    Reindex(ReindexArgs),
     /// List, create and delete projects
     #[command(subcommand)]
     Projects(ProjectsCommand),

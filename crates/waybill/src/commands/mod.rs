@@ -3,12 +3,15 @@
 pub(crate) mod config;
 pub(crate) mod extract;
 pub(crate) mod facts;
+mod gauge;
 pub(crate) mod import;
 pub(crate) mod jobs;
 pub(crate) mod migrate;
 pub(crate) mod projects;
+pub(crate) mod reindex;
 pub(crate) mod search;
 pub(crate) mod serve;
 pub(crate) mod sources;
 pub(crate) mod status;
 pub(crate) mod up;
+pub(crate) mod verify;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tonic::Status;
 use tonic::transport::Channel;
 use waybill_api::relay::v1::relay_service_client::RelayServiceClient;
-use waybill_api::relay::v1::{GetStatusRequest, GetStatusResponse, LaneStatus, SinkStatus};
+use waybill_api::relay::v1::{GetStatusRequest, GetStatusResponse, LaneStatus, ScrubStatus, SinkStatus};
 
 use crate::cli::StatusArgs;
 use crate::client::{self, Target};
@@ -101,7 +101,30 @@ fn table(response: &GetStatusResponse) -> String {
     if response.sinks.is_empty() {
         table.push_str("no sinks\n");
     }
+    if let Some(scrub) = &response.scrub {
+        let _ = writeln!(table, "{:<10} {}", "verify", compared(scrub, response.observe_time.as_ref()));
+    }
     table
+}
+
+/// What the comparison in the background came to.
+fn compared(scrub: &ScrubStatus, now: Option<&prost_types::Timestamp>) -> String {
+    let under_way = scrub.start_time.map(|_| format!("under way ({:.0} %)", scrub.share * 100.0));
+    let last = scrub.last_end_time.as_ref().map(|ended| {
+        let age = now.map_or(0, |now| now.seconds - ended.seconds).max(0).unsigned_abs();
+        let counts = scrub.last_counts.unwrap_or_default();
+        let found = match (counts.findings, counts.repaired) {
+            (0, _) => "equal".to_owned(),
+            (found, 0) => format!("{} differ", text::count(found.unsigned_abs())),
+            (found, _) => format!("{} differed and were delivered again", text::count(found.unsigned_abs())),
+        };
+        format!("{found}, {} ago", text::span(Duration::from_secs(age)))
+    });
+    match (under_way, last) {
+        (None, None) => "not compared yet".to_owned(),
+        (Some(one), None) | (None, Some(one)) => one,
+        (Some(under_way), Some(last)) => format!("{under_way}; before: {last}"),
+    }
 }
 
 fn details(table: &mut String, sink: &SinkStatus) {
@@ -148,7 +171,21 @@ fn as_json(response: GetStatusResponse) -> Value {
         "instance": response.instance,
         "observe_time": response.observe_time.as_ref().map(values::time),
         "sinks": response.sinks.into_iter().map(sink_as_json).collect::<Vec<_>>(),
+        "verify": response.scrub.map(|scrub| scrub_as_json(&scrub)),
     })
+}
+
+fn scrub_as_json(scrub: &ScrubStatus) -> Value {
+    let last = scrub.last_end_time.as_ref().map(|ended| {
+        let counts = scrub.last_counts.unwrap_or_default();
+        json!({
+            "end_time": values::time(ended),
+            "finding_count": counts.findings,
+            "repaired_count": counts.repaired,
+            "by_kind": super::verify::by_kind(&scrub.last_by_kind),
+        })
+    });
+    json!({"start_time": scrub.start_time.as_ref().map(values::time), "share": scrub.share, "last": last})
 }
 
 fn sink_as_json(sink: SinkStatus) -> Value {

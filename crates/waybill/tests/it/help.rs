@@ -8,8 +8,8 @@ fn help_shows_where_to_start_and_the_exit_codes() {
     let help = run(home.path(), &["--help"]).expect_code(0);
     assert_has(&help.stdout, &["waybill up", "waybill import", "waybill search", "waybill extract", "Exit codes:"]);
     for command in [
-        "up", "import", "search", "extract", "jobs", "facts", "status", "projects", "sources", "serve", "migrate",
-        "config",
+        "up", "import", "search", "extract", "jobs", "facts", "status", "verify", "recover", "reindex", "projects",
+        "sources", "serve", "migrate", "config",
     ] {
         assert_has(&help.stdout, &[&format!("\n  {command} ")]);
     }
@@ -18,7 +18,9 @@ fn help_shows_where_to_start_and_the_exit_codes() {
 #[test]
 fn commands_show_examples() {
     let home = tempfile::tempdir().unwrap();
-    for command in ["up", "import", "search", "extract", "jobs", "facts", "serve", "config"] {
+    for command in
+        ["up", "import", "search", "extract", "jobs", "facts", "verify", "recover", "reindex", "serve", "config"]
+    {
         let help = run(home.path(), &[command, "--help"]).expect_code(0);
         assert_has(&help.stdout, &["Examples:", &format!("waybill {command}")]);
     }
@@ -46,6 +48,10 @@ fn wrong_usage_ends_with_2_and_a_hint() {
     assert_has(&wrong.stderr, &["high, normal, low"]);
     let wrong = run(home.path(), &["jobs", "x", "--cancel", "x"]).expect_code(2);
     assert_has(&wrong.stderr, &["--cancel"]);
+    let wrong = run(home.path(), &["reindex"]).expect_code(2);
+    assert_has(&wrong.stderr, &["--project"]);
+    let wrong = run(home.path(), &["reindex", "--source", "x", "--all"]).expect_code(2);
+    assert_has(&wrong.stderr, &["--project"]);
     let wrong = run(home.path(), &["facts", "--entities", "--entity", "x"]).expect_code(2);
     assert_has(&wrong.stderr, &["--entities"]);
 }

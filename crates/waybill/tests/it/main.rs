@@ -17,6 +17,10 @@ mod path;
 mod place;
 mod program;
 mod python_worker;
+mod repair;
+mod restore;
+mod scrub;
 #[cfg(feature = "embedded")]
 mod up;
+mod verified;
 mod world;

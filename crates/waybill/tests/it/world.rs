@@ -168,6 +168,13 @@ impl World {
         self.qdrant = start_qdrant(self.dir.path(), self.ports.qdrant).await;
     }
 
+    /// Stops Qdrant, has `work` done to its directory, and starts it again.
+    pub(crate) async fn while_qdrant_is_down(&mut self, work: impl FnOnce(&Path)) {
+        self.qdrant.kill9().await.unwrap();
+        work(&self.dir.path().join("qdrant"));
+        self.qdrant = start_qdrant(self.dir.path(), self.ports.qdrant).await;
+    }
+
     pub(crate) async fn rows(&self) -> BTreeMap<Uuid, i64> {
         let mirrored = "COPY (SELECT id, version FROM chunk UNION ALL SELECT id, version FROM extraction
                               UNION ALL SELECT id, version FROM entity) TO STDOUT";
