@@ -129,7 +129,9 @@ async fn a_small_backlog_is_counted_and_a_large_one_estimated() {
     assert_eq!(estimate().await, 199);
     t.confirm_all().await;
     assert_eq!(estimate().await, 0);
-    // Deleted, each chunk has to go from the vector store.
+    // Deleted, each chunk has to go from the vector store. What is closed is not looked at: a key
+    // counts once for each of its rows above that.
+    t.sql("UPDATE outbox_cursor SET closed_seq = (SELECT max(seq) FROM outbox)").await;
     sources::delete(&t.db, a.source, None).await.unwrap();
     assert_eq!(estimate().await, 200);
     t.sql("UPDATE index_state SET deleted = true").await;
@@ -154,7 +156,7 @@ async fn a_small_backlog_is_counted_and_a_large_one_estimated() {
     )
     .await;
     let estimated = estimate().await;
-    assert!((7_000..=13_000).contains(&estimated), "{estimated} for 10,000");
+    assert!((6_000..=14_000).contains(&estimated), "{estimated} for 10,000");
     t.confirm_all().await;
     assert_eq!(estimate().await, 0, "what is confirmed counts nowhere");
 }

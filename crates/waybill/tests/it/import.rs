@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
+use tonic_types::StatusExt;
 use waybill_api::ingestion::v1 as pb;
 use waybill_api::ingestion::v1::ingestion_service_server::{IngestionService, IngestionServiceServer};
 use waybill_api::ingestion::v1::put_sources_response::Result as PutResult;
@@ -19,6 +20,9 @@ use crate::program::{Ran, assert_has, run};
 /// The stream breaks after this many answers, each time but the last.
 const ANSWERS_A_CONNECTION: usize = 7;
 const BREAKS: usize = 3;
+
+/// More often than a document that fails is tried.
+const HOLDS: usize = 7;
 
 #[derive(Debug, Default)]
 struct State {
@@ -30,6 +34,9 @@ struct State {
     breaks: usize,
     uploads: usize,
     throttled: bool,
+    /// How often a document was put off because the index is behind.
+    held_back: usize,
+    upload_held_back: bool,
 }
 
 /// Enough of the ingestion service for an import.
@@ -58,6 +65,11 @@ impl Fake {
         if source.uri.contains("throttled") && !state.throttled {
             state.throttled = true;
             return Err(pb::PutError { code: 8, message: "later".to_owned(), ..pb::PutError::default() });
+        }
+        if source.uri.contains("held_back") && state.held_back < HOLDS {
+            state.held_back += 1;
+            let retry_after = Some(prost_types::Duration { seconds: 0, nanos: 1 });
+            return Err(pb::PutError { code: 8, message: "behind".to_owned(), retry_after, ..pb::PutError::default() });
         }
         let outcome = match state.requests.get(&source.request_id) {
             Some(outcome) => *outcome,
@@ -141,6 +153,11 @@ impl IngestionService for Fake {
                 pb::upload_source_request::Part::Data(data) => source.body.extend(data),
             }
         }
+        if !std::mem::replace(&mut self.0.lock().unwrap().upload_held_back, true) {
+            let wait = Some(std::time::Duration::from_millis(1));
+            let details = tonic_types::ErrorDetails::with_retry_info(wait);
+            return Err(Status::with_error_details(tonic::Code::ResourceExhausted, "behind", details));
+        }
         self.0.lock().unwrap().uploads += 1;
         self.put(source).map(Response::new).map_err(|error| Status::invalid_argument(error.message))
     }
@@ -209,6 +226,7 @@ async fn every_document_arrives_once_through_broken_connections() {
     fs::write(folder.join("large.txt"), "x".repeat(3 * 1024 * 1024)).unwrap();
     fs::write(folder.join("refused.txt"), "x").unwrap();
     fs::write(folder.join("throttled.txt"), "x").unwrap();
+    fs::write(folder.join("held_back.txt"), "x").unwrap();
     fs::write(folder.join("picture.png"), "x").unwrap();
 
     let fake = Fake::default();
@@ -216,15 +234,16 @@ async fn every_document_arrives_once_through_broken_connections() {
     let folder_arg = folder.to_str().unwrap();
     let args = [folder_arg, "--endpoint", &url, "--uri-prefix", "p/", "--json"];
     let first = import(home.path(), &args).await.expect_code(1);
-    // 40 and two more are new, whatever was sent twice; one is refused, one skipped.
-    assert_eq!(counts(&first), [42, 0, 0, 1, 1], "{first:#?}");
+    // 40 and three more are new, whatever was sent twice; one is refused, one skipped.
+    assert_eq!(counts(&first), [43, 0, 0, 1, 1], "{first:#?}");
     assert_has(&first.stderr, &["created project default", "trying again"]);
     assert_has(&first.stdout, &["p/refused.txt", "refused for the test", "picture.png"]);
     {
         let state = fake.0.lock().unwrap();
         assert!(state.breaks > BREAKS, "the stream was cut");
         assert_eq!(state.uploads, 1, "the large one went in parts");
-        assert_eq!(state.bodies.len(), 42);
+        assert_eq!(state.bodies.len(), 43);
+        assert_eq!((state.held_back, state.upload_held_back), (HOLDS, true), "and they waited");
         assert_eq!(state.bodies["p/sub/07.md"], b"# 7\n");
         assert_eq!(state.bodies["p/large.txt"].len(), 3 * 1024 * 1024);
     }
@@ -233,7 +252,7 @@ async fn every_document_arrives_once_through_broken_connections() {
     fs::remove_file(folder.join("sub/00.md")).unwrap();
     fs::write(folder.join("sub/01.md"), "# changed\n").unwrap();
     let again = import(home.path(), &[&args[..], &["--prune"]].concat()).await.expect_code(0);
-    assert_eq!(counts(&again), [0, 1, 40, 0, 1], "{again:#?}");
+    assert_eq!(counts(&again), [0, 1, 41, 0, 1], "{again:#?}");
     assert!(!fake.0.lock().unwrap().bodies.contains_key("p/sub/00.md"), "pruned");
 }
 
