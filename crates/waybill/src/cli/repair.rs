@@ -67,7 +67,7 @@ pub(crate) struct ReindexArgs {
     #[arg(long, short, value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
     pub(crate) project: Option<String>,
     /// Only this source of it; entities, which belong to many, are left out
-    #[arg(long, value_name = "URI", requires = "project")]
+    #[arg(long, value_name = "URI", requires = "project", conflicts_with = "all")]
     pub(crate) source: Option<String>,
     /// Every project
     #[arg(long)]

@@ -51,7 +51,7 @@ fn wrong_usage_ends_with_2_and_a_hint() {
     let wrong = run(home.path(), &["reindex"]).expect_code(2);
     assert_has(&wrong.stderr, &["--project"]);
     let wrong = run(home.path(), &["reindex", "--source", "x", "--all"]).expect_code(2);
-    assert_has(&wrong.stderr, &["--project"]);
+    assert_has(&wrong.stderr, &["--all"]);
     let wrong = run(home.path(), &["facts", "--entities", "--entity", "x"]).expect_code(2);
     assert_has(&wrong.stderr, &["--entities"]);
 }

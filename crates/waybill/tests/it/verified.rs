@@ -74,6 +74,8 @@ impl Verified {
         let args = args.iter().copied().chain(["--endpoint", &endpoint]);
         let mut program = Program::start(env!("CARGO_BIN_EXE_waybill"), args, [("NO_COLOR", "1")]).unwrap();
         let code = program.wait(PATIENCE).await.unwrap().code().unwrap();
+        // Nothing says so: what it waits for is the end of the output.
+        let _ended = program.line("\0", PATIENCE).await;
         (code, program.output().join("\n"))
     }
 
