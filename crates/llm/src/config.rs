@@ -3,13 +3,23 @@ use std::{fmt, path::PathBuf};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::{LlmError, Usage};
+use crate::{
+    AnswerBounds, LlmError, Usage,
+    limits::{MAX_ENTITIES_PER_FACT, MAX_FACTS},
+};
 
 /// The longest a server may take to answer: more than a cold start of a large model.
 const MAX_TIMEOUT_MS: u64 = 600_000;
 
 /// The most tokens an answer may have; far more than [`crate::limits`] would keep.
 const MAX_TOKENS_LIMIT: u32 = 131_072;
+
+/// What a fact takes of an answer: 60 to 100 tokens with a quote and two entities, half as much
+/// again where a model indents its JSON, and the rest is for passages in scripts that take more.
+const TOKENS_PER_FACT: usize = 160;
+
+/// What an answer may take beside its facts: a few words before them.
+const TOKENS_AROUND: usize = 512;
 
 /// How many tokens a price is for.
 const TOKENS_PER_PRICE: f64 = 1e6;
@@ -35,8 +45,14 @@ pub struct OpenAiConfig {
     /// Whether the server is asked to hold the model to a JSON schema. One that refuses
     /// is not asked again.
     pub json_schema: bool,
-    /// How many tokens an answer may have.
-    pub max_tokens: u32,
+    /// The most facts that are asked for and kept of one passage, the most important first.
+    pub facts_max: usize,
+    /// The most entities that are asked for and kept of one fact.
+    pub entities_per_fact_max: usize,
+    /// How many tokens an answer may have. Left out: 512, and 160 for each of `facts_max`,
+    /// which is more than they usually take. The facts before a cut are kept, so less saves
+    /// tokens and costs facts; more is for models that think before they answer.
+    pub max_tokens: Option<u32>,
     /// What a million tokens of prompt cost, in any currency.
     pub prompt_token_price: f64,
     /// What a million tokens of answer cost, in the same currency.
@@ -53,8 +69,10 @@ impl Default for OpenAiConfig {
             temperature: 0.0,
             timeout_ms: 60_000,
             json_schema: true,
-            // Room for some thirty facts; a chunk seldom holds more.
-            max_tokens: 4_096,
+            // A passage of 200 tokens seldom says more than ten things.
+            facts_max: 16,
+            entities_per_fact_max: 8,
+            max_tokens: None,
             prompt_token_price: 0.0,
             completion_token_price: 0.0,
         }
@@ -72,6 +90,8 @@ impl fmt::Debug for OpenAiConfig {
             .field("temperature", &self.temperature)
             .field("timeout_ms", &self.timeout_ms)
             .field("json_schema", &self.json_schema)
+            .field("facts_max", &self.facts_max)
+            .field("entities_per_fact_max", &self.entities_per_fact_max)
             .field("max_tokens", &self.max_tokens)
             .field("prompt_token_price", &self.prompt_token_price)
             .field("completion_token_price", &self.completion_token_price)
@@ -97,10 +117,9 @@ impl OpenAiConfig {
             let problem = format!("is {}, not 1 to {MAX_TIMEOUT_MS}", self.timeout_ms);
             return Err(config_error("openai.timeout_ms", problem, "choose a number of milliseconds in between"));
         }
-        if !(1..=MAX_TOKENS_LIMIT).contains(&self.max_tokens) {
-            let problem = format!("is {}, not 1 to {MAX_TOKENS_LIMIT}", self.max_tokens);
-            return Err(config_error("openai.max_tokens", problem, "choose a number in between"));
-        }
+        check_count("openai.facts_max", self.facts_max, MAX_FACTS)?;
+        check_count("openai.entities_per_fact_max", self.entities_per_fact_max, MAX_ENTITIES_PER_FACT)?;
+        check_count("openai.max_tokens", self.max_tokens() as usize, MAX_TOKENS_LIMIT as usize)?;
         check_price("openai.prompt_token_price", self.prompt_token_price)?;
         check_price("openai.completion_token_price", self.completion_token_price)
     }
@@ -112,6 +131,18 @@ impl OpenAiConfig {
         let prompt = usage.prompt_tokens as f64 * self.prompt_token_price;
         let completion = usage.completion_tokens as f64 * self.completion_token_price;
         (prompt + completion) / TOKENS_PER_PRICE
+    }
+
+    /// Returns how much an answer is asked to hold at most.
+    #[must_use]
+    pub const fn bounds(&self) -> AnswerBounds {
+        AnswerBounds { facts: self.facts_max, entities_per_fact: self.entities_per_fact_max }
+    }
+
+    /// Returns how many tokens an answer may have.
+    pub(crate) fn max_tokens(&self) -> u32 {
+        let usual = self.facts_max.saturating_mul(TOKENS_PER_FACT).saturating_add(TOKENS_AROUND);
+        self.max_tokens.unwrap_or_else(|| u32::try_from(usual).unwrap_or(MAX_TOKENS_LIMIT))
     }
 
     pub(crate) fn read_key(&self) -> Result<Option<SecretString>, LlmError> {
@@ -142,6 +173,13 @@ impl OpenAiConfig {
 
 pub(crate) fn config_error(key: &'static str, problem: impl Into<String>, fix: &'static str) -> LlmError {
     LlmError::Config { key, problem: problem.into(), fix }
+}
+
+fn check_count(key: &'static str, count: usize, most: usize) -> Result<(), LlmError> {
+    if (1..=most).contains(&count) {
+        return Ok(());
+    }
+    Err(config_error(key, format!("is {count}, not 1 to {most}"), "choose a number in between"))
 }
 
 fn check_price(key: &'static str, price: f64) -> Result<(), LlmError> {

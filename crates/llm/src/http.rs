@@ -25,6 +25,10 @@ const MAX_MESSAGE_CHARS: usize = 300;
 /// clock or a quota that a person should look at.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
+/// What servers say where they can't use a `response_format`: OpenAI and vLLM name it or its
+/// schema, llama.cpp the grammar that it makes of it.
+const FORMAT_WORDS: [&[u8]; 3] = [b"response_format", b"schema", b"grammar"];
+
 /// The path of a server's completions.
 pub(crate) struct Server {
     client: Client,
@@ -101,7 +105,7 @@ impl Server {
             return LlmError::Refused { status: status.as_u16(), message }.into();
         }
         let over_format = matches!(status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY)
-            && [&b"response_format"[..], b"json_schema"].iter().any(|name| contains(&body, name));
+            && FORMAT_WORDS.iter().any(|word| contains(&body, word));
         Failure { error: LlmError::Refused { status: status.as_u16(), message }, over_format }
     }
 
@@ -156,8 +160,8 @@ fn broken(error: reqwest::Error) -> LlmError {
     LlmError::Unavailable(describe(error))
 }
 
-fn contains(body: &[u8], name: &[u8]) -> bool {
-    body.windows(name.len()).any(|window| window == name)
+fn contains(body: &[u8], word: &[u8]) -> bool {
+    body.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word))
 }
 
 /// Statuses of the 4xx range that say nothing about the request itself.

@@ -25,7 +25,7 @@ mod text;
 pub use config::OpenAiConfig;
 pub use error::{Excerpt, LlmError};
 pub use openai::OpenAi;
-pub use prompt::{PROMPT_VERSION, answer_schema, prompt_messages};
+pub use prompt::{AnswerBounds, PROMPT_VERSION, answer_schema, prompt_messages};
 pub use provider::{Answer, Dropped, DroppedEntities, EntityMention, Extraction, Fact, LlmProvider, Usage};
 pub use read::read_extraction;
 pub use rules::Rules;

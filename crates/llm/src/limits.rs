@@ -3,7 +3,7 @@
 /// The longest answer that is read from a server, its envelope included.
 pub const MAX_ANSWER_BYTES: usize = 1 << 20;
 
-/// The most facts kept of one chunk.
+/// The most facts kept of one chunk, whatever is configured.
 pub const MAX_FACTS: usize = 64;
 
 /// The longest statement of a fact.
@@ -13,5 +13,5 @@ pub const MAX_STATEMENT_BYTES: usize = 2 << 10;
 /// fact's subject, predicate and object too.
 pub const MAX_ENTITY_NAME_BYTES: usize = 256;
 
-/// The most entities kept of one fact.
+/// The most entities kept of one fact, whatever is configured.
 pub const MAX_ENTITIES_PER_FACT: usize = 16;

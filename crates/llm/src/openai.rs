@@ -1,14 +1,14 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    Answer, ExtractionTask, LlmError, LlmProvider, OpenAiConfig, Usage,
+    Answer, Extraction, ExtractionTask, LlmError, LlmProvider, OpenAiConfig, Usage,
     http::{Failure, Server},
-    prompt::{add_repair, messages, response_format},
-    read::read_extraction,
+    prompt::{AnswerBounds, add_repair, messages, response_format},
+    read::{Reading, read_answer},
 };
 
 /// Asks any server that speaks OpenAI's `POST {base_url}/chat/completions`.
@@ -17,8 +17,38 @@ pub struct OpenAi {
     model: String,
     temperature: f32,
     max_tokens: u32,
-    /// Whether requests carry a schema. Ends with the first refusal.
-    json_schema: AtomicBool,
+    bounds: AnswerBounds,
+    /// The [`Form`] of requests, as a number; gets weaker when the server refuses it.
+    form: AtomicU8,
+}
+
+/// How a request holds the model to the form of the answer, weakest first.
+///
+/// Bounds on lengths and numbers end an answer that goes round in circles, but not every
+/// server that takes a schema takes those.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Free = 0,
+    Schema = 1,
+    BoundedSchema = 2,
+}
+
+impl Form {
+    const fn from_number(number: u8) -> Self {
+        match number {
+            0 => Self::Free,
+            1 => Self::Schema,
+            _ => Self::BoundedSchema,
+        }
+    }
+
+    const fn weaker(self) -> Option<Self> {
+        match self {
+            Self::Free => None,
+            Self::Schema => Some(Self::Free),
+            Self::BoundedSchema => Some(Self::Schema),
+        }
+    }
 }
 
 /// What the server sends. Only what is used.
@@ -69,13 +99,33 @@ impl OpenAi {
             server: Server::new(config)?,
             model: config.model.clone(),
             temperature: config.temperature,
-            max_tokens: config.max_tokens,
-            json_schema: AtomicBool::new(config.json_schema),
+            max_tokens: config.max_tokens(),
+            bounds: config.bounds(),
+            form: AtomicU8::new(if config.json_schema { Form::BoundedSchema } else { Form::Free } as u8),
         })
     }
 
-    /// Sends the messages, without a schema if the server turns out to refuse one.
+    /// Sends the messages, with a weaker schema or none if the server turns out to refuse it.
     async fn complete(&self, model: &str, messages: &[Value], task: &ExtractionTask) -> Result<Written, LlmError> {
+        let mut form = Form::from_number(self.form.load(Ordering::Relaxed));
+        loop {
+            match self.server.post(&self.body(model, messages, task, form)).await {
+                Ok(answer) => {
+                    if self.form.fetch_min(form as u8, Ordering::Relaxed) > form as u8 {
+                        tracing::info!(model, ?form, "llm server refuses the JSON schema; going on with less");
+                    }
+                    return self.read(&answer);
+                }
+                Err(Failure { over_format: true, error }) => match form.weaker() {
+                    Some(weaker) => form = weaker,
+                    None => return Err(error),
+                },
+                Err(failure) => return Err(failure.error),
+            }
+        }
+    }
+
+    fn body(&self, model: &str, messages: &[Value], task: &ExtractionTask, form: Form) -> Value {
         let mut body = json!({
             "model": model,
             "messages": messages,
@@ -83,23 +133,12 @@ impl OpenAi {
             "max_tokens": self.max_tokens,
             "stream": false,
         });
-        let with_schema = self.json_schema.load(Ordering::Relaxed);
-        if with_schema {
-            body["response_format"] = response_format(&task.settings);
+        match form {
+            Form::BoundedSchema => body["response_format"] = response_format(&task.settings, Some(self.bounds)),
+            Form::Schema => body["response_format"] = response_format(&task.settings, None),
+            Form::Free => {}
         }
-        let answer = match self.server.post(&body).await {
-            Err(Failure { over_format: true, .. }) if with_schema => {
-                if self.json_schema.swap(false, Ordering::Relaxed) {
-                    tracing::info!(model, "llm server refuses a JSON schema; going on without");
-                }
-                if let Some(body) = body.as_object_mut() {
-                    body.remove("response_format");
-                }
-                self.server.post(&body).await
-            }
-            answer => answer,
-        };
-        self.read(&answer.map_err(|failure| failure.error)?)
+        body
     }
 
     fn read(&self, body: &[u8]) -> Result<Written, LlmError> {
@@ -136,13 +175,18 @@ impl LlmProvider for OpenAi {
 
     async fn extract(&self, task: &ExtractionTask) -> Result<Answer, LlmError> {
         let model = task.settings.model.as_deref().unwrap_or(&self.model);
-        let mut messages = messages(task);
+        let answer = |extraction, usage, repaired| {
+            let extraction = bounded(extraction, self.bounds);
+            Answer { extraction, usage, model: model.to_owned(), repaired }
+        };
+        let mut messages = messages(task, self.bounds);
         let first = self.complete(model, &messages, task).await?;
-        let answer = |extraction, usage, repaired| Answer { extraction, usage, model: model.to_owned(), repaired };
-        let problem = match read_extraction(&first.text, &task.text, &task.settings) {
-            Ok(extraction) => return Ok(answer(extraction, first.usage, false)),
-            Err(_) if first.cut => "it became too long; give the most important facts alone".to_owned(),
-            Err(problem) => problem,
+        let (problem, rest) = match read_written(&first, task) {
+            Reading::Read(extraction) => return Ok(answer(extraction, first.usage, false)),
+            Reading::Broken { .. } if first.cut => {
+                ("it became too long; give the most important facts alone".to_owned(), None)
+            }
+            Reading::Broken { problem, rest } => (problem, rest.filter(|rest| !rest.facts.is_empty())),
         };
         tracing::debug!(model, problem, "llm answer cannot be read; asking once more");
         add_repair(&mut messages, &first.text, &problem);
@@ -150,13 +194,45 @@ impl LlmProvider for OpenAi {
             // The task itself was accepted, so it is the longer conversation that was not.
             Err(LlmError::Refused { status, .. }) => {
                 let problem = format!("{problem}; the repair was refused with status {status}");
-                return Err(self.server.bad_answer(problem, &first.text).after(first.usage));
+                let refused = self.server.bad_answer(problem, &first.text).after(first.usage);
+                return rest.map(|rest| answer(rest, first.usage, false)).ok_or(refused);
             }
             second => second.map_err(|error| error.after(first.usage))?,
         };
-        match read_extraction(&second.text, &task.text, &task.settings) {
-            Ok(extraction) => Ok(answer(extraction, first.usage.plus(second.usage), true)),
-            Err(problem) => Err(self.server.bad_answer(problem, &second.text).after(first.usage.plus(second.usage))),
+        let usage = first.usage.plus(second.usage);
+        match read_written(&second, task) {
+            Reading::Read(extraction) => Ok(answer(extraction, usage, true)),
+            // Facts of a broken answer are worth more than none.
+            Reading::Broken { problem, rest: others } => [rest, others]
+                .into_iter()
+                .flatten()
+                .max_by_key(|rest| rest.facts.len())
+                .filter(|rest| !rest.facts.is_empty())
+                .map(|rest| answer(rest, usage, true))
+                .ok_or_else(|| self.server.bad_answer(problem, &second.text).after(usage)),
         }
     }
+}
+
+fn read_written(written: &Written, task: &ExtractionTask) -> Reading {
+    match read_answer(&written.text, &task.text, &task.settings) {
+        // It broke, went on and ran out of tokens: it would again.
+        Reading::Broken { rest: Some(rest), .. } if written.cut => Reading::Read(rest),
+        reading => reading,
+    }
+}
+
+/// Drops what a model wrote beyond what it was asked for.
+fn bounded(mut extraction: Extraction, bounds: AnswerBounds) -> Extraction {
+    let count = |over: usize| u32::try_from(over).unwrap_or(u32::MAX);
+    let dropped = &mut extraction.dropped;
+    dropped.too_many = dropped.too_many.saturating_add(count(extraction.facts.len().saturating_sub(bounds.facts)));
+    extraction.facts.truncate(bounds.facts);
+    let entities = &mut dropped.entities;
+    for fact in &mut extraction.facts {
+        let over = fact.entities.len().saturating_sub(bounds.entities_per_fact);
+        entities.too_many = entities.too_many.saturating_add(count(over));
+        fact.entities.truncate(bounds.entities_per_fact);
+    }
+    extraction
 }

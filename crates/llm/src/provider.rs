@@ -27,7 +27,7 @@ pub struct Answer {
     pub usage: Usage,
     /// The model that was asked.
     pub model: String,
-    /// Whether the first answer was no valid JSON and had to be asked for again.
+    /// Whether the first answer could not be read and was asked for again.
     pub repaired: bool,
 }
 
@@ -107,6 +107,9 @@ pub struct Dropped {
     pub too_long: u32,
     /// Facts that miss something or have a type that is not asked for.
     pub malformed: u32,
+    /// Answers that end before their list of facts does: 1 or 0. What they would have said is
+    /// not known; the facts before the cut are kept.
+    pub truncated: u32,
     /// Entities of facts that were kept.
     pub entities: DroppedEntities,
 }
@@ -134,6 +137,7 @@ impl Dropped {
             ("too_many", self.too_many),
             ("too_long", self.too_long),
             ("malformed", self.malformed),
+            ("truncated", self.truncated),
         ];
         reasons.into_iter().filter(|(_, count)| *count > 0)
     }

@@ -7,7 +7,7 @@ const MAX_INSTRUCTIONS_BYTES: usize = 8 << 10;
 const MAX_TYPES: usize = 64;
 
 /// The longest name of a type or of a model's priority.
-const MAX_TYPE_BYTES: usize = 64;
+pub(crate) const MAX_TYPE_BYTES: usize = 64;
 
 /// The longest name of a model.
 const MAX_MODEL_BYTES: usize = 256;

@@ -109,7 +109,7 @@ impl ForeignWorkers {
                 return Ok(BeginRequestResponse::default());
             }
         };
-        let messages = prompt_messages(&task)
+        let messages = prompt_messages(&task, self.config.openai.bounds())
             .into_iter()
             .map(|(role, content)| PromptMessage { role: role.to_owned(), content })
             .collect();
@@ -117,7 +117,8 @@ impl ForeignWorkers {
             wanted: true,
             project: open.project,
             messages,
-            answer_schema: answer_schema(&task.settings).to_string(),
+            // Without bounds, which the worker's model may refuse.
+            answer_schema: answer_schema(&task.settings, None).to_string(),
             title: task.title,
             headings: task.headings,
             text: task.text,

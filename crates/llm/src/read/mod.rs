@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use self::quote::Haystack;
 use crate::{
     Dropped, EntityMention, Extraction, ExtractionSettings, Fact,
-    json::find_object,
+    json::{End, Found, find_facts},
     limits::{MAX_ENTITIES_PER_FACT, MAX_ENTITY_NAME_BYTES, MAX_FACTS, MAX_STATEMENT_BYTES},
     task::is_type,
     text::{canonical, clean},
@@ -33,23 +33,60 @@ enum Drop {
     UnknownType,
 }
 
+/// What came of reading an answer.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Reading {
+    /// What is kept of it.
+    Read(Extraction),
+    /// It breaks in the middle.
+    Broken {
+        /// What is wrong; never a piece of the answer.
+        problem: String,
+        /// What is kept of the facts before the place, if there are any.
+        rest: Option<Extraction>,
+    },
+}
+
 /// Reads a model's answer and keeps the facts that `text` bears out.
 ///
-/// The answer may surround its JSON object with other text. Each fact must quote `text`
-/// word for word, white space aside; its offsets are those of the quote in `text`. Facts
-/// and entities that don't hold, are not asked for or go beyond [`crate::limits`] are
-/// counted and left out.
+/// The answer may surround its JSON object with other text, and may be cut off: then the
+/// facts that stand whole before the cut count. Each fact must quote `text` word for word,
+/// white space aside; its offsets are those of the quote in `text`. Facts and entities that
+/// don't hold, are not asked for or go beyond [`crate::limits`] are counted and left out.
 ///
 /// # Errors
 /// What is wrong with an answer that holds no such object; never a piece of it.
 pub fn read_extraction(json: &str, text: &str, settings: &ExtractionSettings) -> Result<Extraction, String> {
-    let mut object = find_object(json)?;
-    let Some(Value::Array(items)) = object.remove("facts") else {
-        return Err("facts is no list".to_owned());
+    match read_answer(json, text, settings) {
+        Reading::Read(extraction) => Ok(extraction),
+        Reading::Broken { problem, .. } => Err(problem),
+    }
+}
+
+/// Reads like [`read_extraction`], and says what stands before the place where an answer breaks.
+pub(crate) fn read_answer(answer: &str, text: &str, settings: &ExtractionSettings) -> Reading {
+    let Found { facts, end } = match find_facts(answer) {
+        Ok(found) => found,
+        Err(problem) => return Reading::Broken { problem, rest: None },
     };
+    let mut extraction = keep(&facts, text, settings);
+    match end {
+        End::Whole => Reading::Read(extraction),
+        End::Cut => {
+            extraction.dropped.truncated = 1;
+            Reading::Read(extraction)
+        }
+        End::Broken(problem) => {
+            extraction.dropped.truncated = 1;
+            Reading::Broken { problem, rest: Some(extraction) }
+        }
+    }
+}
+
+fn keep(items: &[Value], text: &str, settings: &ExtractionSettings) -> Extraction {
     let mut reader = Reader { haystack: Haystack::new(text), settings, dropped: Dropped::default() };
     let mut facts = Vec::new();
-    for item in &items {
+    for item in items {
         if facts.len() >= MAX_FACTS {
             reader.dropped.too_many = reader.dropped.too_many.saturating_add(1);
             continue;
@@ -59,7 +96,7 @@ pub fn read_extraction(json: &str, text: &str, settings: &ExtractionSettings) ->
             Err(drop) => reader.count(&drop),
         }
     }
-    Ok(Extraction { facts, dropped: reader.dropped })
+    Extraction { facts, dropped: reader.dropped }
 }
 
 struct Reader<'a> {

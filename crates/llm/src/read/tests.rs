@@ -194,3 +194,18 @@ fn any_text_and_any_quote_are_survived() {
         }
     }
 }
+
+#[test]
+fn a_cut_answer_keeps_its_whole_facts() {
+    let whole = json!({"facts": [fact("a", "Acme"), fact("b", "not there"), fact("c", "400"), fact("d", "people")]})
+        .to_string();
+    let read = |answer: &str| read_answer(answer, TEXT, &ExtractionSettings::default());
+    let at = whole.rfind("people").unwrap();
+    let Reading::Read(cut) = read(&whole[..at]) else { panic!("a mere cut") };
+    assert_eq!(cut.facts.iter().map(|fact| &*fact.statement).collect::<Vec<_>>(), ["a", "c"]);
+    assert_eq!(cut.dropped, Dropped { quote_not_found: 1, truncated: 1, ..Dropped::default() });
+    // Something else follows: perhaps it is better asked for again.
+    let broken = read(&format!("{}\", oops}}]}}", &whole[..at]));
+    assert!(matches!(&broken, Reading::Broken { rest: Some(rest), .. } if *rest == cut), "{broken:?}");
+    assert!(matches!(read(&whole[..20]), Reading::Broken { rest: None, .. }));
+}

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use waybill_domain::ErrorClass;
 use waybill_llm::{
-    Answer, ExtractionSettings, ExtractionTask, LlmError, LlmProvider, OpenAi, OpenAiConfig, Rules, Usage,
+    Answer, Dropped, ExtractionSettings, ExtractionTask, LlmError, LlmProvider, OpenAi, OpenAiConfig, Rules, Usage,
     limits::MAX_ANSWER_BYTES,
 };
 
@@ -65,8 +65,9 @@ async fn a_good_answer_is_read() {
     assert_eq!(requests[0].line, "POST /v1/chat/completions HTTP/1.1");
     assert_eq!(requests[0].header("authorization"), Some("Bearer sk-very-secret"));
     let body = &requests[0].body;
-    assert_eq!((&body["stream"], &body["max_tokens"]), (&json!(false), &json!(4096)));
+    assert_eq!((&body["stream"], &body["max_tokens"]), (&json!(false), &json!(3072)));
     assert_eq!(body["response_format"]["type"], "json_schema");
+    assert_eq!(body["response_format"]["json_schema"]["schema"]["properties"]["facts"]["maxItems"], 16);
     assert!(body["messages"][1]["content"].as_str().unwrap().contains("Zürich in 1999."));
 }
 
@@ -121,7 +122,7 @@ async fn rubbish_twice_is_a_bad_answer() {
 }
 
 #[tokio::test]
-async fn an_answer_that_became_too_long_is_asked_for_in_short() {
+async fn an_answer_cut_before_its_first_fact_is_asked_for_in_short() {
     let reply = |number: usize, _: &Request| match number {
         0 => Reply::finished(&good()[..40], "length"),
         _ => Reply::completion(&good()),
@@ -129,22 +130,99 @@ async fn an_answer_that_became_too_long_is_asked_for_in_short() {
     let (answer, requests) = call(reply).await;
     assert!(answer.unwrap().repaired);
     assert!(requests[1].body["messages"][3]["content"].as_str().unwrap().contains("most important"));
+    let (answer, requests) = call(|_, _| Reply::finished(&good()[..40], "length")).await;
+    assert!(matches!(answer.unwrap_err(), LlmError::BadAnswer { .. }));
+    assert_eq!(requests.len(), 2);
+}
+
+/// An answer with one whole fact, and then this.
+fn begun(tail: &str) -> String {
+    good().replace("]}]}", &format!("]}}, {tail}"))
 }
 
 #[tokio::test]
-async fn a_server_without_schemas_is_asked_without_from_then_on() {
-    let server = Server::start(|_, request| match request.body.get("response_format") {
-        Some(_) => Reply::error(400, "", "Unknown parameter: 'response_format'."),
-        None => Reply::completion(&good()),
-    })
-    .await;
-    let provider = OpenAi::new(&config(&server.url)).unwrap();
-    for _ in 0..2 {
-        assert_eq!(provider.extract(&task()).await.unwrap().extraction.facts.len(), 1);
+async fn the_whole_facts_of_a_cut_answer_count_and_cost_no_second_request() {
+    // The server may say why the answer ends or not; it may break before it is cut.
+    for (tail, reason) in [(r#"{"kind": "fou"#, "length"), (r#"{"kind": "fou"#, "stop"), ("{oops, and on", "length")] {
+        let (answer, requests) = call(move |_, _| Reply::finished(&begun(tail), reason)).await;
+        let answer = answer.unwrap();
+        assert_eq!(answer.extraction.facts.len(), 1, "{tail}");
+        assert_eq!(answer.extraction.dropped, Dropped { truncated: 1, ..Dropped::default() }, "{tail}");
+        assert_eq!((answer.repaired, requests.len()), (false, 1), "{tail}");
     }
-    let with: Vec<bool> =
-        server.requests().iter().map(|request| request.body.get("response_format").is_some()).collect();
-    assert_eq!(with, [true, false, false]);
+}
+
+#[tokio::test]
+async fn a_broken_answer_is_repaired_and_its_whole_facts_are_kept_if_that_fails() {
+    let broken = begun(r#"{"kind": oops}]}"#);
+    for second in [good(), broken.clone(), "no".to_owned()] {
+        let is_good = second == good();
+        let first = broken.clone();
+        let reply = move |number: usize, _: &Request| Reply::completion(if number == 0 { &first } else { &second });
+        let (answer, requests) = call(reply).await;
+        let answer = answer.unwrap();
+        assert_eq!((answer.extraction.facts.len(), requests.len(), answer.repaired), (1, 2, true));
+        assert_eq!(answer.extraction.dropped.truncated, u32::from(!is_good));
+        assert_eq!(answer.usage.completion_tokens, 40);
+    }
+    let reply = move |number: usize, _: &Request| match number {
+        0 => Reply::completion(&broken),
+        _ => Reply::error(400, "", "context length exceeded"),
+    };
+    assert_eq!(call(reply).await.0.unwrap().extraction.facts.len(), 1);
+}
+
+#[tokio::test]
+async fn what_goes_beyond_what_was_asked_for_is_dropped() {
+    let mut many: Value = serde_json::from_str(&good()).unwrap();
+    let fact = many["facts"][0].clone();
+    many["facts"] = vec![fact; 5].into();
+    many["facts"][0]["entities"] = (0..4).map(|number| json!({"kind": "k", "name": format!("n{number}")})).collect();
+    let server = Server::start(move |_, _| Reply::completion(&many.to_string())).await;
+    let config = OpenAiConfig { facts_max: 3, entities_per_fact_max: 2, ..config(&server.url) };
+    let extraction = OpenAi::new(&config).unwrap().extract(&task()).await.unwrap().extraction;
+    let entities: Vec<_> = extraction.facts.iter().map(|fact| fact.entities.len()).collect();
+    let dropped = extraction.dropped;
+    assert_eq!((entities, dropped.too_many, dropped.entities.too_many), (vec![2, 1, 1], 2, 2));
+    let body = &server.requests()[0].body;
+    assert_eq!(body["max_tokens"], 512 + 3 * 160);
+    assert!(body["messages"][0]["content"].as_str().unwrap().contains("At most 3 facts"));
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_a_schema_gets_a_weaker_one_from_then_on() {
+    // As OpenAI, vLLM and llama.cpp say it; the last two refuse bounds alone.
+    for (message, takes) in [
+        ("Unknown parameter: 'response_format'.", "none"),
+        ("The provided JSON schema contains features not supported by xgrammar.", "plain"),
+        ("Failed to initialize samplers: failed to parse grammar", "plain"),
+    ] {
+        let form = |request: &Request| match request.body.get("response_format") {
+            None => "none",
+            Some(format) if format.to_string().contains("maxLength") => "bounded",
+            Some(_) => "plain",
+        };
+        let server = Server::start(move |_, request| match form(request) {
+            form if form == takes || form == "none" => Reply::completion(&good()),
+            _ => Reply::error(400, "", message),
+        })
+        .await;
+        let provider = OpenAi::new(&config(&server.url)).unwrap();
+        for _ in 0..2 {
+            assert_eq!(provider.extract(&task()).await.unwrap().extraction.facts.len(), 1);
+        }
+        let forms: Vec<_> = server.requests().iter().map(form).collect();
+        let expected =
+            if takes == "none" { vec!["bounded", "plain", "none", "none"] } else { vec!["bounded", "plain", "plain"] };
+        assert_eq!(forms, expected, "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_everything_is_asked_no_more_than_three_times() {
+    let (answer, requests) = call(|_, _| Reply::error(400, "", "schema")).await;
+    assert_eq!(answer.unwrap_err().class(), ErrorClass::Permanent);
+    assert_eq!(requests.len(), 3);
 }
 
 #[tokio::test]
