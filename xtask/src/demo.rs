@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::memory::Peak;
 use crate::models::ModelName;
-use crate::up::{self, Imported, Up};
+use crate::up::{self, Extractor, Imported, Up};
 use crate::{sh, system};
 
 /// Arguments of `cargo xtask demo`.
@@ -52,6 +52,24 @@ struct Corpus {
     questions: &'static [(&'static str, &'static [&'static str])],
     /// What the uris of a few of them begin with.
     few: &'static str,
+    /// And of one: a language model takes seconds for what takes rules none.
+    one: &'static str,
+}
+
+impl Corpus {
+    /// Says by whom facts are found and in which documents: those whose uris begin so.
+    fn extraction(&self, extractor: &Extractor) -> (String, &'static str) {
+        match extractor {
+            Extractor::Rules => {
+                let what = "extracting facts from a few documents (seconds with `rules`, which is no language model)";
+                (what.to_owned(), self.few)
+            }
+            Extractor::Llm(model) => (
+                format!("extracting facts from one document with the language model {model} (as long as it takes)"),
+                self.one,
+            ),
+        }
+    }
 }
 
 /// Runs the demo.
@@ -78,6 +96,8 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
 fn in_dir(args: &DemoArgs, dir: &Path, model_dir: &Path) -> anyhow::Result<()> {
     let corpus = corpus(dir, args.docs)?;
     up::build(&["waybill", "waybill-bench"])?;
+    // Before minutes are spent on the import.
+    let extractor = up::extractor()?;
 
     sh::step("starting waybill up: Postgres, the vector engine and all services (a few seconds)");
     let up = Up::start(dir, model_dir)?;
@@ -95,8 +115,9 @@ fn in_dir(args: &DemoArgs, dir: &Path, model_dir: &Path) -> anyhow::Result<()> {
             wrong += 1;
         }
     }
-    sh::step("extracting facts from a few documents (seconds with `rules`, which is no language model)");
-    extract(&up, corpus.few)?;
+    let (what, prefix) = corpus.extraction(&extractor);
+    sh::step(&what);
+    extract(&up, prefix)?;
     let peak = up.stop()?;
 
     sh::step("embedding the same chunks once more, with nothing else around (as long as the import)");
@@ -115,10 +136,20 @@ fn in_dir(args: &DemoArgs, dir: &Path, model_dir: &Path) -> anyhow::Result<()> {
 fn corpus(dir: &Path, limit: Option<usize>) -> anyhow::Result<Corpus> {
     let manual = system::ensure_postgresql_doc()?;
     let corpus = match manual {
-        Some(folder) => Corpus { what: "the PostgreSQL manual", folder, questions: QUESTIONS, few: "sql-create" },
-        None => {
-            Corpus { what: "this project's documents", folder: own_documents(dir)?, questions: OWN_QUESTIONS, few: "" }
-        }
+        Some(folder) => Corpus {
+            what: "the PostgreSQL manual",
+            folder,
+            questions: QUESTIONS,
+            few: "sql-create",
+            one: "sql-reindex",
+        },
+        None => Corpus {
+            what: "this project's documents",
+            folder: own_documents(dir)?,
+            questions: OWN_QUESTIONS,
+            few: "",
+            one: "README",
+        },
     };
     let Some(limit) = limit else {
         return Ok(corpus);
@@ -249,6 +280,15 @@ peak memory of its Postgres        {postgres_mib:.0} MiB
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_language_model_is_named_and_gets_less_to_read() {
+        let corpus = Corpus { what: "all", folder: PathBuf::new(), questions: &[], few: "some-", one: "some-one" };
+        let (what, prefix) = corpus.extraction(&Extractor::Rules);
+        assert!(what.contains("`rules`") && prefix == "some-", "{what}");
+        let (what, prefix) = corpus.extraction(&Extractor::Llm("m at http://h/v1".to_owned()));
+        assert!(what.contains("language model m at http://h/v1") && prefix == "some-one", "{what}");
+    }
 
     #[test]
     fn the_report_puts_both_times_side_by_side() {

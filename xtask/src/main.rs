@@ -6,6 +6,7 @@
 mod bench;
 mod demo;
 mod eval;
+mod llm;
 mod memory;
 mod models;
 mod pip;

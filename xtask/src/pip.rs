@@ -52,12 +52,9 @@ impl Wheel {
             .args(["--no-deps", "--only-binary=:all:", "--dest"])
             .arg(into);
         if let Target::Platform(platform) = self.target {
-            pip.args(["--platform", platform, "--implementation", "cp"]).args([
-                "--python-version",
-                "3.11",
-                "--abi",
-                "cp311",
-            ]);
+            pip.args(["--platform", platform, "--implementation", "cp", "--python-version", "3.11"])
+                // And what was built for every CPython 3 from some version on.
+                .args(["--abi", "cp311", "--abi", "abi3"]);
         }
         pip.arg(format!("{}=={}", self.package, self.version));
         run(&mut pip)?;

@@ -246,17 +246,89 @@ fn end(child: &mut Child) -> anyhow::Result<std::process::ExitStatus> {
 /// Leaves out what this machine's environment says about another installation.
 fn forget_configuration(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy();
-        let is_url = ["DATABASE_URL", "REDIS_URL", "QDRANT_URL"].contains(&name.as_ref());
-        let is_tool = ["WAYBILL_POSTGRES_BIN_DIR", "WAYBILL_REDIS_BIN"].contains(&name.as_ref());
-        if is_url || (name.starts_with("WAYBILL_") && !is_tool) {
-            command.env_remove(name.as_ref());
+        if is_forgotten(&name.to_string_lossy()) {
+            command.env_remove(&name);
         }
     }
+}
+
+/// Tells the variables that say where another installation is from those that say what to use:
+/// the stores' programs, and who finds the facts.
+fn is_forgotten(name: &str) -> bool {
+    let is_url = ["DATABASE_URL", "REDIS_URL", "QDRANT_URL"].contains(&name);
+    let is_tool = ["WAYBILL_POSTGRES_BIN_DIR", "WAYBILL_REDIS_BIN"].contains(&name);
+    is_url || (name.starts_with("WAYBILL_") && !name.starts_with("WAYBILL_EXTRACTION__") && !is_tool)
+}
+
+/// Who finds facts in an [`Up`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Extractor {
+    /// Rules: no language model.
+    Rules,
+    /// A language model; which, and where.
+    Llm(String),
+}
+
+/// Asks the program who will find facts, by its defaults and the variables that it is left.
+///
+/// # Errors
+/// If the configuration can't be used.
+pub(crate) fn extractor() -> anyhow::Result<Extractor> {
+    let mut config = Command::new(program("waybill"));
+    config.arg("config");
+    forget_configuration(&mut config);
+    extractor_of(&sh::output(&mut config)?)
+}
+
+fn extractor_of(config: &str) -> anyhow::Result<Extractor> {
+    let value = |section: &str, key: &str| {
+        let header = format!("[{section}]");
+        let lines = config.lines().skip_while(|line| *line != header).skip(1).take_while(|line| !line.starts_with('['));
+        let found = lines.filter_map(|line| line.split_once(" = ")).find(|(name, _)| *name == key);
+        found
+            .map(|(_, value)| value.trim_matches('"'))
+            .with_context(|| format!("waybill config shows no {section}.{key}"))
+    };
+    Ok(match value("extraction", "provider")? {
+        "rules" => Extractor::Rules,
+        _ => Extractor::Llm(format!(
+            "{} at {}",
+            value("extraction.openai", "model")?,
+            value("extraction.openai", "base_url")?
+        )),
+    })
 }
 
 fn tail(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines = text.lines().collect::<Vec<_>>();
     lines.get(lines.len().saturating_sub(LOG_LINES)..).unwrap_or_default().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_names_another_installation_is_forgotten() {
+        for name in ["DATABASE_URL", "WAYBILL_DATABASE__URL", "WAYBILL_CONFIG", "WAYBILL_EMBEDDING__MODEL__KIND"] {
+            assert!(is_forgotten(name), "{name}");
+        }
+        for name in ["PATH", "WAYBILL_REDIS_BIN", "WAYBILL_EXTRACTION__PROVIDER", "WAYBILL_EXTRACTION__OPENAI__MODEL"] {
+            assert!(!is_forgotten(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_configuration_says_who_finds_facts() {
+        let config = |provider: &str| {
+            format!(
+                "# file: none\n\n[embedding.model.openai]\nmodel = \"no\"\n\n[extraction]\nprovider = \"{provider}\"\n\
+                 \n[extraction.openai]\nbase_url = \"http://h/v1\"\nmodel = \"m\"\n"
+            )
+        };
+        assert_eq!(extractor_of(&config("rules")).unwrap(), Extractor::Rules);
+        assert_eq!(extractor_of(&config("openai")).unwrap(), Extractor::Llm("m at http://h/v1".to_owned()));
+        assert!(extractor_of("[extraction]\n[x]\nprovider = \"rules\"\n").is_err());
+    }
 }
