@@ -1,7 +1,7 @@
 //! Facts found by a real language model, through the whole system. Run by
 //! `cargo xtask test --llm`, which has a small one; its facts may be wrong, so what is
 //! checked is what must hold of any model.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test may panic like the test itself")]
+#![expect(clippy::unwrap_used, reason = "a helper of a test may panic like the test itself")]
 
 #[expect(dead_code, reason = "made for the tests that kill its parts")]
 #[path = "../it/world.rs"]
