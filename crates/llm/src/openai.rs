@@ -224,13 +224,15 @@ fn read_written(written: &Written, task: &ExtractionTask) -> Reading {
 
 /// Drops what a model wrote beyond what it was asked for.
 fn bounded(mut extraction: Extraction, bounds: AnswerBounds) -> Extraction {
-    let mut over = extraction.facts.len().saturating_sub(bounds.facts);
+    let count = |over: usize| u32::try_from(over).unwrap_or(u32::MAX);
+    let dropped = &mut extraction.dropped;
+    dropped.too_many = dropped.too_many.saturating_add(count(extraction.facts.len().saturating_sub(bounds.facts)));
     extraction.facts.truncate(bounds.facts);
+    let entities = &mut dropped.entities;
     for fact in &mut extraction.facts {
-        over += fact.entities.len().saturating_sub(bounds.entities_per_fact);
+        let over = fact.entities.len().saturating_sub(bounds.entities_per_fact);
+        entities.too_many = entities.too_many.saturating_add(count(over));
         fact.entities.truncate(bounds.entities_per_fact);
     }
-    let over = u32::try_from(over).unwrap_or(u32::MAX);
-    extraction.dropped.too_many = extraction.dropped.too_many.saturating_add(over);
     extraction
 }

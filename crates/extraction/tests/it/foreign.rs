@@ -44,7 +44,10 @@ async fn an_answer_is_read_with_distrust_and_stored() {
     assert_eq!((dropped.quote_not_found, dropped.too_long, dropped.malformed, dropped.too_many), (1, 1, 1, 0));
     let facts = "SELECT e.statement, e.quote, substr(c.text, e.quote_start + 1, e.quote_end - e.quote_start) = e.quote,
                         e.model, e.prompt_version FROM extraction e JOIN chunk c ON c.id = e.chunk_id";
-    assert_eq!(t.sql(facts).await, "Ada programmed.|Ada wrote the first program.|t|m|1");
+    assert_eq!(
+        t.sql(facts).await,
+        format!("Ada programmed.|Ada wrote the first program.|t|m|{}", waybill_llm::PROMPT_VERSION)
+    );
     assert_eq!(t.sql("SELECT canonical FROM entity").await, "ada");
     assert_eq!(t.messages().await, (0, 0), "the service has removed the message");
     let job = client.get_job(GetJobRequest { id: job.id }).await.unwrap().into_inner();

@@ -182,7 +182,8 @@ async fn what_goes_beyond_what_was_asked_for_is_dropped() {
     let config = OpenAiConfig { facts_max: 3, entities_per_fact_max: 2, ..config(&server.url) };
     let extraction = OpenAi::new(&config).unwrap().extract(&task()).await.unwrap().extraction;
     let entities: Vec<_> = extraction.facts.iter().map(|fact| fact.entities.len()).collect();
-    assert_eq!((entities, extraction.dropped.too_many), (vec![2, 1, 1], 4));
+    let dropped = extraction.dropped;
+    assert_eq!((entities, dropped.too_many, dropped.entities.too_many), (vec![2, 1, 1], 2, 2));
     let body = &server.requests()[0].body;
     assert_eq!(body["max_tokens"], 512 + 3 * 160);
     assert!(body["messages"][0]["content"].as_str().unwrap().contains("At most 3 facts"));

@@ -78,11 +78,14 @@ async fn extract(world: &World, what: &str) {
     assert!(matches!(status.code(), Some(0 | 1)), "{:#?}", extract.output());
 
     let last = "(SELECT id FROM job ORDER BY created_at DESC LIMIT 1)";
-    let of_job = format!("FROM llm_request r LEFT JOIN dead_letter d ON d.request_id = r.id WHERE r.job_id = {last}");
+    let of_job = format!("FROM llm_request r WHERE r.job_id = {last}");
     let total = count(world, &format!("SELECT count(*) {of_job}")).await;
     let done = count(world, &format!("SELECT count(*) {of_job} AND r.state = 'done'")).await;
-    let reasons =
-        rows(world, &format!("SELECT d.error_class, d.error {of_job} AND r.state = 'dead' AND d.error <> ''")).await;
+    let reasons = rows(
+        world,
+        &format!("SELECT r.last_error_class, r.last_error {of_job} AND r.state = 'dead' AND r.last_error <> ''"),
+    )
+    .await;
     assert_eq!((total, done + reasons.len()), (PASSAGES.len(), total), "done, or dead with a reason: {reasons:#?}");
     let uncounted =
         format!("SELECT count(*) {of_job} AND r.state = 'done' AND least(prompt_tokens, completion_tokens) <= 0");
