@@ -97,8 +97,10 @@ impl QdrantSink {
         if absent.is_empty() {
             return Ok(rows);
         }
-        // The bound is read first, then the rows once more: one that comes back after this has
-        // a version above the bound, so this delete can't touch its point however late it lands.
+        // The bound is read first, then the rows once more: one that takes its version after this
+        // has it above the bound, so this delete can't touch its point however late it lands. (One
+        // that had its version and was not committed yet is not covered by that; it is by the
+        // request's deadline.)
         let bound = points::version_bound(&self.db).await.map_err(|error| database(&error))?;
         rows.extend(points::load(&self.db, &absent).await.map_err(|error| database(&error))?);
         absent = self::absent(keys, &rows);
