@@ -118,9 +118,10 @@ async fn extract(world: &World, what: &str) {
     let tokens = count(world, &format!("SELECT sum(r.completion_tokens) {of_job}")).await;
     let prompt = count(world, &format!("SELECT sum(r.prompt_tokens) {of_job}")).await;
     let dropped = count(world, &format!("SELECT sum(r.facts_dropped) {of_job}")).await;
+    let truncated = count(world, &format!("SELECT count(*) {of_job} AND r.facts_dropped_by ? 'truncated'")).await;
     let entities = count(world, "SELECT count(*) FROM entity").await;
     eprintln!(
-        "{what}: {done} of {total} done, {} dead, {} facts, {entities} entities, {dropped} dropped; {prompt} + {tokens} \
+        "{what}: {done} of {total} done ({truncated} truncated), {} dead, {} facts, {entities} entities, {dropped} dropped; {prompt} + {tokens} \
          tokens in {:.1} s, {:.1} written a second",
         reasons.len(),
         facts.len(),
