@@ -2,6 +2,7 @@
 //! schedules and the clock. No IO.
 
 mod clock;
+mod crash;
 mod error;
 mod id;
 mod name;
@@ -10,6 +11,7 @@ mod state;
 mod text;
 
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use crash::{Crash, CrashPoint};
 pub use error::ErrorClass;
 pub use id::{ChunkId, EntityId, ExtractionId, JobId, ProjectId, RelayId, SourceId};
 pub use name::{InvalidName, Kind, LANES, Lane, MediaType, ProjectName, SinkName};

@@ -2,6 +2,7 @@
 
 mod client;
 mod extraction;
+mod operators;
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
@@ -13,11 +14,14 @@ pub(crate) use self::client::{
     EndpointArgs, Format, HitKind, ImportArgs, Mode, ProjectsCommand, SearchArgs, SourcesCommand, StatusArgs,
 };
 pub(crate) use self::extraction::{ExtractArgs, FactsArgs, JobsArgs, Priority};
+pub(crate) use self::operators::{
+    Class, DlqCommand, LetterFilterArgs, LetterKind, Moment, RelayCommand, Sink, WhichLetters,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  the command failed, or a job, or some documents of an import
+  1  the command failed, or a job, or some documents of an import; a drain left something
   2  wrong usage, or a configuration that can't be used
   3  the service can't be reached
   130  interrupted by Ctrl-C
@@ -65,6 +69,12 @@ pub(crate) enum Command {
     Facts(FactsArgs),
     /// Show what is still on its way to the index, and who delivers it
     Status(StatusArgs),
+    /// Pause, resume and drain what the relay delivers to
+    #[command(subcommand)]
+    Relay(RelayCommand),
+    /// List, redrive and discard what the relay and the workers gave up
+    #[command(subcommand)]
+    Dlq(DlqCommand),
     /// List, create and delete projects
     #[command(subcommand)]
     Projects(ProjectsCommand),

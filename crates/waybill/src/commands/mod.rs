@@ -1,12 +1,14 @@
 //! One module a command.
 
 pub(crate) mod config;
+pub(crate) mod dlq;
 pub(crate) mod extract;
 pub(crate) mod facts;
 pub(crate) mod import;
 pub(crate) mod jobs;
 pub(crate) mod migrate;
 pub(crate) mod projects;
+pub(crate) mod relay;
 pub(crate) mod search;
 pub(crate) mod serve;
 pub(crate) mod sources;

@@ -5,12 +5,15 @@ mod adaptive;
 mod client;
 mod config;
 mod crash;
+mod crash_points;
 #[cfg(feature = "embedded")]
 mod extract;
 mod extraction;
 mod help;
 mod import;
 mod llm_server;
+mod operators;
+mod operators_bad_input;
 #[cfg(feature = "embedded")]
 mod place;
 mod program;
