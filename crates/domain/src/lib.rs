@@ -2,6 +2,7 @@
 //! schedules and the clock. No IO.
 
 mod clock;
+mod crash;
 mod error;
 mod id;
 mod name;
@@ -11,6 +12,7 @@ mod text;
 mod token;
 
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use crash::{Crash, CrashPoint};
 pub use error::ErrorClass;
 pub use id::{ChunkId, EntityId, ExtractionId, JobId, ProjectId, RelayId, SourceId};
 pub use name::{InvalidName, Kind, LANES, Lane, MediaType, ProjectName, SinkName};

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::time::{Instant, timeout};
-use waybill_domain::ErrorClass;
+use waybill_domain::{CrashPoint, ErrorClass};
 use waybill_storage::{
     lease::LaneLease,
     settle::{Confirmed, Refused},
@@ -82,6 +82,7 @@ pub(crate) async fn deliver(
     let began = Instant::now();
     let outcome = match sink.deliver(&batch.keys, &permit).await.and_then(|answer| complete(&batch.keys, answer)) {
         Ok(confirmed) => {
+            CrashPoint::Send.hit();
             vitals.seen();
             Outcome::Confirmed(confirmed)
         }

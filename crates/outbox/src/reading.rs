@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use waybill_domain::SinkName;
+use waybill_domain::{CrashPoint, SinkName};
 use waybill_storage::{
     Db, Result,
     outbox::{Fence, OutboxReader, OutboxRow, Tail},
@@ -63,6 +63,9 @@ async fn ask(reader: &mut OutboxReader, sink: SinkName, step: Step) -> Result<An
                 return Ok(Answer::Rows(plan, Vec::new(), upto));
             }
             let rows = reader.read(sink, plan.after, plan.upto, &plan.lanes, limit).await?;
+            if !rows.is_empty() {
+                CrashPoint::Read.hit();
+            }
             let full = i64::try_from(rows.len()).is_ok_and(|count| count >= limit);
             let upto = if full { rows.last().map_or(plan.upto, |row| row.seq) } else { plan.upto };
             Ok(Answer::Rows(plan, rows, upto))

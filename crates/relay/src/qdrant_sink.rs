@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use serde_json::Value;
 use uuid::Uuid;
-use waybill_domain::{ErrorClass, Kind, ProjectId, SinkName};
+use waybill_domain::{CrashPoint, ErrorClass, Kind, ProjectId, SinkName};
 use waybill_outbox::{DeliveryError, Key, Permit, Sink};
 use waybill_storage::{
     Db, StorageError,
@@ -126,6 +126,7 @@ impl QdrantSink {
                 return Err(error);
             }
         };
+        CrashPoint::Embed.hit();
         let writes = rows
             .into_iter()
             .zip(embedded)

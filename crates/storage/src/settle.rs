@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use sqlx::PgConnection;
 use uuid::Uuid;
-use waybill_domain::{ErrorClass, Kind, Lane, ProjectId, RelayId, SinkName};
+use waybill_domain::{CrashPoint, ErrorClass, Kind, Lane, ProjectId, RelayId, SinkName};
 
 use crate::{
     Db, Result,
@@ -146,7 +146,15 @@ pub async fn settle(
             .execute(&mut *tx)
             .await?;
         }
+        // Moving cursors alone is no boundary: what they say is true before and after.
+        let has_outcome = !confirmed.is_empty() || !settlement.refused.is_empty();
+        if has_outcome {
+            CrashPoint::SettleBeforeCommit.hit();
+        }
         tx.commit().await?;
+        if has_outcome {
+            CrashPoint::SettleAfterCommit.hit();
+        }
         Ok(held)
     })
     .await

@@ -3,6 +3,7 @@
 //! `waybill --help` is the way in; ARCHITECTURE.md says how the parts hang together.
 
 mod app_config;
+mod ask;
 mod cli;
 mod client;
 mod commands;
@@ -12,6 +13,7 @@ mod out;
 mod paths;
 mod screen;
 mod services;
+mod slow;
 mod text;
 mod values;
 
@@ -19,9 +21,14 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use waybill_domain::Crash;
 use waybill_runtime::telemetry;
 
 use crate::cli::{Cli, Command};
+use crate::exit::Usage;
+
+/// Tells a program that was built for tests where to die. A program that ships heeds it not.
+const CRASH_VARIABLE: &str = "WAYBILL_TEST_CRASH_AT";
 
 fn main() -> ExitCode {
     // In a function of its own, so that telemetry is flushed before the process ends.
@@ -33,6 +40,9 @@ fn main() -> ExitCode {
 
 fn try_main() -> anyhow::Result<u8> {
     let cli = Cli::parse();
+    if let Ok(crash) = std::env::var(CRASH_VARIABLE) {
+        crash.parse::<Crash>().map_err(Usage)?.arm();
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;
     let code = runtime.block_on(run(cli.command));
@@ -58,6 +68,8 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Verify(args) => return commands::verify::verify(args).await,
         Command::Recover(args) => return commands::verify::recover(args).await,
         Command::Reindex(args) => commands::reindex::run(args).await?,
+        Command::Relay(command) => return commands::relay::run(command).await,
+        Command::Dlq(command) => commands::dlq::run(command).await?,
         Command::Projects(command) => commands::projects::run(command).await?,
         Command::Sources(command) => commands::sources::run(command).await?,
         Command::Serve(args) => Box::pin(commands::serve::run(args)).await?,

@@ -4,10 +4,13 @@ use super::{Finding, TextFile};
 
 /// Checks one file; anything but a crate's manifest passes.
 pub(crate) fn check(file: &TextFile) -> Vec<Finding> {
+    if file.path == "Cargo.toml" {
+        return crash_points(file);
+    }
     if !file.path.ends_with("/Cargo.toml") {
         return Vec::new();
     }
-    let mut findings = Vec::new();
+    let mut findings = crash_points(file);
     let mut section = "";
     // Brackets of a value that goes on over several lines.
     let mut open = 0_i32;
@@ -44,6 +47,29 @@ pub(crate) fn check(file: &TextFile) -> Vec<Finding> {
     findings
 }
 
+/// A program that ships must not have points at which it can be told to die.
+fn crash_points(file: &TextFile) -> Vec<Finding> {
+    let mut section = "";
+    let mut findings = Vec::new();
+    for (index, line) in file.text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if line.starts_with('[') {
+            section = line;
+        }
+        let is_definition = line == "failpoints = []";
+        if line.contains("failpoints") && !is_definition && section != "[dev-dependencies]" {
+            findings.push(Finding::new(
+                &file.path,
+                index + 1,
+                "crash points in tests alone",
+                line,
+                "switch `failpoints` on in [dev-dependencies] and nowhere else",
+            ));
+        }
+    }
+    findings
+}
+
 fn is_dependencies(section: &str) -> bool {
     ["dependencies", "dev-dependencies", "build-dependencies"]
         .iter()
@@ -72,6 +98,18 @@ mod tests {
     fn versions_stand_in_the_workspace() {
         let text = "[package]\nname = \"a\"\n[lints]\nworkspace = true\n[dependencies]\na.workspace = true\nb = { workspace = true, features = [\n  \"x\",\n] }\nc = \"1\"\n[target.'cfg(unix)'.dev-dependencies]\nd = { version = \"1\" }\n";
         assert_eq!(lines(text), [10, 12]);
+    }
+
+    #[test]
+    fn crash_points_are_for_tests() {
+        let with = |section: &str| {
+            format!("[lints]\nworkspace = true\n[{section}]\nd = {{ workspace = true, features = [\"failpoints\"] }}\n")
+        };
+        assert_eq!(lines(&with("dev-dependencies")), Vec::<usize>::new());
+        assert_eq!(lines(&with("dependencies")), [4]);
+        assert_eq!(lines("[lints]\nworkspace = true\n[features]\ndefault = [\"d/failpoints\"]\n"), [4]);
+        let root = TextFile { path: "Cargo.toml".to_owned(), text: with("workspace.dependencies") };
+        assert_eq!(check(&root).len(), 1);
     }
 
     #[test]

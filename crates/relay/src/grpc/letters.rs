@@ -8,7 +8,7 @@ use waybill_api::relay::v1::{
     self as proto, DeadLetterFilter, DisposeDeadLettersRequest, DisposeDeadLettersResponse, GetDeadLetterRequest,
     ListDeadLettersRequest, ListDeadLettersResponse,
 };
-use waybill_domain::{InvalidName, Kind, ProjectName, SinkName};
+use waybill_domain::{CrashPoint, InvalidName, Kind, ProjectName, SinkName};
 use waybill_llm_queue::{LlmQueue, Priority};
 use waybill_runtime::status;
 use waybill_storage::{
@@ -87,15 +87,16 @@ impl RelayGrpc {
         let (db, queue, bell, stopping) =
             (self.db.clone(), self.queue.clone(), self.bell.clone(), self.stopping.clone());
         tokio::spawn(async move {
-            let mut count = 0;
+            let (mut count, mut after) = (0, None);
             loop {
-                let step = stopping.run_until_cancelled(step(&db, &queue, &filter, disposal)).await;
+                let step = stopping.run_until_cancelled(step(&db, &queue, &filter, after, disposal)).await;
                 let answer = match step {
-                    Some(Ok(taken)) => {
+                    Some(Ok((taken, last))) => {
                         bell.ring();
                         count += taken;
+                        after = last;
                         let count = i64::try_from(count).unwrap_or(i64::MAX);
-                        Ok(DisposeDeadLettersResponse { count, done: taken == 0 })
+                        Ok(DisposeDeadLettersResponse { count, done: last.is_none() })
                     }
                     Some(Err(status)) => Err(status),
                     None => Err(status::unavailable("SHUTTING_DOWN", "the relay is stopping: ask another one", None)),
@@ -119,7 +120,7 @@ impl RelayGrpc {
                 Some(name.parse::<Kind>().map_err(|error| status::invalid_argument("filter.kind", error.to_string()))?)
             }
         };
-        let sink = if filter.sink.is_empty() { None } else { Some(sink(&filter.sink)?) };
+        let sink = if filter.sink.is_empty() { None } else { Some(sink("filter.sink", &filter.sink)?) };
         let class = filter.error_class.as_str();
         if !matches!(class, "" | "transient" | "throttled" | "permanent" | "unknown") {
             let problem = format!("is {:?}: transient, throttled, permanent or unknown", short(class));
@@ -148,12 +149,19 @@ impl RelayGrpc {
     }
 }
 
-/// Takes some of the letters; returns how many.
-async fn step(db: &Db, queue: &LlmQueue, filter: &LetterFilter, disposal: Disposal) -> Result<u64, Status> {
-    let letters = failures::letters(db, filter, None, STEP).await.map_err(|error| storage(&error))?;
-    if letters.is_empty() {
-        return Ok(0);
-    }
+/// Takes some of the letters after `after`; returns how many, and the last that was looked at,
+/// if there was any. Another caller may have taken them: then there may still be more.
+async fn step(
+    db: &Db,
+    queue: &LlmQueue,
+    filter: &LetterFilter,
+    after: Option<Uuid>,
+    disposal: Disposal,
+) -> Result<(u64, Option<Uuid>), Status> {
+    let letters = failures::letters(db, filter, after, STEP).await.map_err(|error| storage(&error))?;
+    let Some(last) = letters.last().map(|letter| letter.id) else {
+        return Ok((0, None));
+    };
     if disposal == Disposal::Redrive {
         // Redis remembers requests it has had, so that none is sent twice. These are wanted again.
         let of = |letter: &&DeadLetter| letter.sink == SinkName::Llm && letter.kind == Kind::LlmRequest;
@@ -164,10 +172,15 @@ async fn step(db: &Db, queue: &LlmQueue, filter: &LetterFilter, disposal: Dispos
                 status::from_class(error.class(), "redis doesn't answer", None)
             })?;
         }
+        CrashPoint::RedriveBeforeStatement.hit();
     }
     let ids = letters.iter().map(|letter| letter.id).collect();
     let filter = LetterFilter { ids: Some(ids), ..LetterFilter::default() };
-    failures::dispose(db, &filter, disposal, STEP).await.map_err(|error| storage(&error))
+    let taken = failures::dispose(db, &filter, disposal, STEP).await.map_err(|error| storage(&error))?;
+    if disposal == Disposal::Redrive {
+        CrashPoint::RedriveAfterStatement.hit();
+    }
+    Ok((taken, Some(last)))
 }
 
 fn id(field: &str, value: &str) -> Result<Uuid, Status> {

@@ -27,7 +27,7 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(250);
 
 impl RelayGrpc {
     pub(super) async fn pause_sink(&self, request: PauseRequest) -> Result<PauseResponse, Status> {
-        let sink = sink(&request.sink)?;
+        let sink = sink("sink", &request.sink)?;
         text("paused_by", &request.paused_by, 1, PAUSED_BY_BYTES_MAX)?;
         text("reason", &request.reason, 0, REASON_BYTES_MAX)?;
         let (pause, changed) = failures::pause(&self.db, sink, &request.paused_by, &request.reason)
@@ -42,7 +42,7 @@ impl RelayGrpc {
     }
 
     pub(super) async fn resume_sink(&self, request: ResumeRequest) -> Result<ResumeResponse, Status> {
-        let sink = sink(&request.sink)?;
+        let sink = sink("sink", &request.sink)?;
         let pause = failures::resume(&self.db, sink).await.map_err(|error| storage(&error))?;
         if let Some(pause) = &pause {
             tracing::warn!(%sink, paused_by = %pause.paused_by, "sink resumed");
@@ -55,7 +55,7 @@ impl RelayGrpc {
         &self,
         request: &DrainRequest,
     ) -> Result<ReceiverStream<Result<DrainResponse, Status>>, Status> {
-        let sink = sink(&request.sink)?;
+        let sink = sink("sink", &request.sink)?;
         let timeout = match request.timeout {
             None => DRAIN_TIMEOUT,
             Some(timeout) => match Duration::try_from(timeout) {
@@ -130,8 +130,8 @@ pub(super) fn paused(pause: &Pause) -> proto::Pause {
     }
 }
 
-pub(super) fn sink(name: &str) -> Result<SinkName, Status> {
-    name.parse().map_err(|_| status::invalid_argument("sink", format!("is {:?}: qdrant or llm", short(name))))
+pub(super) fn sink(field: &str, name: &str) -> Result<SinkName, Status> {
+    name.parse().map_err(|_| status::invalid_argument(field, format!("is {:?}: qdrant or llm", short(name))))
 }
 
 pub(super) fn text(field: &str, value: &str, least: usize, most: usize) -> Result<(), Status> {

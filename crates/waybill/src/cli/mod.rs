@@ -2,6 +2,7 @@
 
 mod client;
 mod extraction;
+mod operators;
 mod repair;
 
 use std::net::{IpAddr, SocketAddr};
@@ -14,12 +15,16 @@ pub(crate) use self::client::{
     EndpointArgs, Format, HitKind, ImportArgs, Mode, ProjectsCommand, SearchArgs, SourcesCommand, StatusArgs,
 };
 pub(crate) use self::extraction::{ExtractArgs, FactsArgs, JobsArgs, Priority, RequestState};
+pub(crate) use self::operators::{
+    Class, DlqCommand, LetterFilterArgs, LetterKind, Moment, RelayCommand, Sink, WhichLetters,
+};
 pub(crate) use self::repair::{RecoverArgs, ReindexArgs, VerifyArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  the command failed, or a job, or some documents of an import; `verify` found drift
+  1  the command failed, or a job, or some documents of an import; `verify` found drift; a drain
+     left something
   2  wrong usage, or a configuration that can't be used
   3  the service can't be reached
   130  interrupted by Ctrl-C
@@ -73,6 +78,12 @@ pub(crate) enum Command {
     Recover(RecoverArgs),
     /// Have points written anew, with their vectors
     Reindex(ReindexArgs),
+    /// Pause, resume and drain what the relay delivers to
+    #[command(subcommand)]
+    Relay(RelayCommand),
+    /// List, redrive and discard what the relay and the workers gave up
+    #[command(subcommand)]
+    Dlq(DlqCommand),
     /// List, create and delete projects
     #[command(subcommand)]
     Projects(ProjectsCommand),

@@ -1,6 +1,7 @@
 //! One module a command.
 
 pub(crate) mod config;
+pub(crate) mod dlq;
 pub(crate) mod extract;
 pub(crate) mod facts;
 mod gauge;
@@ -9,6 +10,7 @@ pub(crate) mod jobs;
 pub(crate) mod migrate;
 pub(crate) mod projects;
 pub(crate) mod reindex;
+pub(crate) mod relay;
 pub(crate) mod search;
 pub(crate) mod serve;
 pub(crate) mod sources;

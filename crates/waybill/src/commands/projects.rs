@@ -1,15 +1,12 @@
 //! `waybill projects`.
 
-use std::io::{self, IsTerminal, Write};
-
-use anyhow::Context;
 use serde_json::json;
 use tonic::Code;
 use waybill_api::ingestion::v1::{CreateProjectRequest, DeleteProjectRequest, GetProjectRequest, ListProjectsRequest};
 
+use crate::ask;
 use crate::cli::{EndpointArgs, ProjectsCommand};
 use crate::client;
-use crate::exit::Usage;
 use crate::out::Out;
 use crate::{text, values};
 
@@ -70,7 +67,7 @@ async fn delete(name: String, yes: bool, endpoint: &EndpointArgs) -> anyhow::Res
         let request = GetProjectRequest { name: name.clone() };
         let project = client.get_project(request).await.map_err(|status| target.explain(&status))?;
         let sources = project.into_inner().source_count.unwrap_or_default();
-        if !confirm(&name, sources)? {
+        if !ask::confirm(&format!("delete project {name:?} with {sources} sources?"))? {
             eprintln!("nothing deleted");
             return Ok(());
         }
@@ -81,17 +78,6 @@ async fn delete(name: String, yes: bool, endpoint: &EndpointArgs) -> anyhow::Res
     let sources = deleted.into_inner().deleted_source_count;
     out.line(format_args!("deleted {name}, {} sources", text::count(sources.unsigned_abs())))?;
     out.flush()
-}
-
-fn confirm(name: &str, sources: i64) -> anyhow::Result<bool> {
-    if !io::stdin().is_terminal() {
-        return Err(Usage(format!("delete {name:?}? Nobody to ask here: add --yes")).into());
-    }
-    eprint!("delete project {name:?} with {sources} sources? [y/N] ");
-    io::stderr().flush().context("write to stderr")?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).context("read the answer")?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// Creates a project if it isn't there. Returns whether it was created.

@@ -10,6 +10,7 @@ use tonic::transport::Channel;
 use waybill_api::relay::v1::relay_service_client::RelayServiceClient;
 use waybill_api::relay::v1::{GetStatusRequest, GetStatusResponse, LaneStatus, ScrubStatus, SinkStatus};
 
+use super::relay::{by_whom, pause_as_json};
 use crate::cli::StatusArgs;
 use crate::client::{self, Target};
 use crate::out::Out;
@@ -78,21 +79,23 @@ impl View {
 fn table(response: &GetStatusResponse) -> String {
     let mut table = String::new();
     let heading = format!(
-        "{:<10} {:>10} {:>12} {:>12} {:>12} {:>10}",
-        "SINK", "LAG ROWS", "OLDEST", "CONFIRMED/S", "CONFIRMED", "IN FLIGHT"
+        "{:<10} {:>10} {:>12} {:>12} {:>12} {:>10} {:>8} {:>8}",
+        "SINK", "LAG ROWS", "OLDEST", "CONFIRMED/S", "CONFIRMED", "IN FLIGHT", "RETRIES", "DEAD"
     );
     // Writing to a String can't fail.
     let _ = writeln!(table, "{}", style(heading).bold());
     for sink in &response.sinks {
         let _ = writeln!(
             table,
-            "{:<10} {:>10} {:>12} {:>12.1} {:>12} {:>10}",
+            "{:<10} {:>10} {:>12} {:>12.1} {:>12} {:>10} {:>8} {:>8}",
             sink.sink,
             lag(sink.lag_rows, sink.lag_rows_capped),
             sink.oldest_unconfirmed.as_ref().map_or_else(|| "-".to_owned(), age),
             sink.confirmed_per_second,
             text::count(sink.confirmed_total.unsigned_abs()),
             text::count(sink.in_flight.unsigned_abs()),
+            text::count(sink.retry_count.unsigned_abs()),
+            text::count(sink.dead_letter_count.unsigned_abs()),
         );
     }
     for sink in &response.sinks {
@@ -133,6 +136,20 @@ fn details(table: &mut String, sink: &SinkStatus) {
     let owners = owners.collect::<Vec<_>>().join(", ");
     let owners = if owners.is_empty() { "nobody: is a relay running?".to_owned() } else { owners };
     let _ = writeln!(table, "{:<10} delivered by {owners}", sink.sink);
+    let name = &sink.sink;
+    if let Some(pause) = &sink.pause {
+        let paused = style("paused").yellow();
+        let _ = writeln!(table, "{name:<10} {paused} {}: `waybill relay resume {name}`", by_whom(pause));
+    }
+    // One of an older version says nothing.
+    if !matches!(sink.breaker.as_str(), "" | "closed") {
+        let breaker = style(format!("breaker {}:", text::one_line(&sink.breaker))).yellow();
+        let _ = writeln!(table, "{name:<10} {breaker} left alone after failures in a row, probed now and then");
+    }
+    if sink.dead_letter_count > 0 {
+        let given_up = style("given up:").red();
+        let _ = writeln!(table, "{name:<10} {given_up} `waybill dlq ls --sink {name}` says what and why");
+    }
     if !sink.last_error.is_empty() {
         let error = text::one_line(&sink.last_error);
         let _ = writeln!(table, "{:<10} {} {error}", sink.sink, style("last error:").red());
@@ -205,6 +222,10 @@ fn sink_as_json(sink: SinkStatus) -> Value {
         "confirmed_total": sink.confirmed_total,
         "in_flight": sink.in_flight,
         "last_error": sink.last_error,
+        "breaker": sink.breaker,
+        "pause": sink.pause.as_ref().map(pause_as_json),
+        "retry_count": sink.retry_count,
+        "dead_letter_count": sink.dead_letter_count,
         "owners": owners.collect::<Vec<_>>(),
         "lanes": sink.lanes.iter().map(lane_as_json).collect::<Vec<_>>(),
     })
@@ -222,7 +243,7 @@ fn lane_as_json(lane: &LaneStatus) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use waybill_api::relay::v1::Owner;
+    use waybill_api::relay::v1::{Owner, Pause};
 
     use super::*;
 
@@ -245,6 +266,28 @@ mod tests {
         for part in ["100,000+", "2.5 s", "812.3", "a (64 lanes)"] {
             assert!(table.contains(part), "{part} in {table}");
         }
+    }
+
+    #[test]
+    fn what_stands_still_is_said_with_the_way_out() {
+        let pause = Pause { paused_by: "ada@host".to_owned(), reason: "moving".to_owned(), pause_time: None };
+        let stuck = SinkStatus {
+            pause: Some(pause),
+            breaker: "open".to_owned(),
+            retry_count: 12,
+            dead_letter_count: 3_400,
+            ..sink()
+        };
+        let all = table(&GetStatusResponse { sinks: vec![stuck], ..GetStatusResponse::default() });
+        for part in ["ada@host", "(moving)", "waybill relay resume qdrant", "breaker open", " 12 ", "3,400", "dlq ls"] {
+            assert!(all.contains(part), "{part} in {all}");
+        }
+        for line in all.lines() {
+            assert!(console::measure_text_width(line) <= 100, "{line}");
+        }
+        let well = SinkStatus { breaker: "closed".to_owned(), ..sink() };
+        let well = table(&GetStatusResponse { sinks: vec![well], ..GetStatusResponse::default() });
+        assert!(!well.contains("breaker") && !well.contains("paused") && !well.contains("given up"), "{well}");
     }
 
     #[test]

@@ -27,6 +27,13 @@ fn an_endpoint_that_does_not_answer_ends_with_3_and_a_hint() {
         vec!["jobs", "--cancel", "x"],
         vec!["facts"],
         vec!["facts", "--entities"],
+        vec!["relay", "pause", "qdrant", "--reason", "x"],
+        vec!["relay", "resume", "qdrant"],
+        vec!["relay", "drain", "qdrant"],
+        vec!["dlq", "ls"],
+        vec!["dlq", "show", "x"],
+        vec!["dlq", "redrive", "--all"],
+        vec!["dlq", "discard", "--all"],
     ] {
         let args = [args.as_slice(), &["--endpoint", &url]].concat();
         let failed = run(home.path(), &args).expect_code(3);

@@ -1,29 +1,18 @@
 //! Kills one process after the other in the middle of an import, and compares Postgres and
 //! Qdrant key by key.
 
-use std::path::Path;
-
 use waybill_testkit::{Program, corpus, eventually, psql};
 
-use crate::world::{PATIENCE, World};
+use crate::world::{PATIENCE, World, write_corpus};
 
 /// Some 6,000 chunks: enough that each kill finds work under way.
 const DOCUMENTS: usize = 1_500;
-
-fn write_corpus(folder: &Path, seed: u64) {
-    std::fs::create_dir_all(folder).unwrap();
-    for (index, document) in corpus::documents(seed, DOCUMENTS).enumerate() {
-        // The uri tells the form by its ending.
-        let ending = document.uri.rsplit('.').next().unwrap_or("txt");
-        std::fs::write(folder.join(format!("{index:04}.{ending}")), document.body).unwrap();
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_postgres_and_qdrant_killed_in_the_middle_of_an_import() {
     let mut world = World::start().await;
     let folder = world.dir.path().join("corpus");
-    write_corpus(&folder, 7);
+    write_corpus(&folder, 7, DOCUMENTS);
     let mut import = world.import(&folder);
 
     // Each kill waits until something new is confirmed, so that it hits work under way.
@@ -45,7 +34,7 @@ async fn relay_postgres_and_qdrant_killed_in_the_middle_of_an_import() {
     assert!(seen.iter().all(|&seen| seen < rows.len()), "each kill came in the middle: {seen:?} of {}", rows.len());
 
     // Once more with changes and deletes, and all three at once.
-    write_corpus(&folder, 8);
+    write_corpus(&folder, 8, DOCUMENTS);
     let mut import = world.import(&folder);
     eventually("the second import is under way", PATIENCE, async || world.rows().await != rows).await;
     psql(&world.db.url, "DELETE FROM source WHERE uri LIKE '%7.%'").await.unwrap();
@@ -78,7 +67,7 @@ async fn an_open_transaction_slows_neither_delivery_nor_search() {
         .await;
 
     let folder = world.dir.path().join("corpus");
-    write_corpus(&folder, 9);
+    write_corpus(&folder, 9, DOCUMENTS);
     let mut import = world.import(&folder);
     assert!(import.wait(PATIENCE).await.unwrap().success(), "{:?}", import.output());
     world.wait_until_equal().await;

@@ -8,11 +8,11 @@ use waybill_api::extraction::v1::{
 };
 use waybill_domain::TextHash;
 use waybill_llm_queue::{LlmQueue, QueueConfig};
-use waybill_testkit::{Program, corpus, eventually, psql};
+use waybill_testkit::{Program, eventually, psql};
 
 use crate::{
     llm_server::{LlmServer, Mood, facts_of},
-    world::{PATIENCE, World, serve},
+    world::{PATIENCE, World, serve, write_corpus},
 };
 
 /// Some 500 chunks.
@@ -22,7 +22,7 @@ const DOCUMENTS: usize = 120;
 const LATENCY: Duration = Duration::from_millis(40);
 
 /// Short, so that what is lost is found again while the test waits.
-fn settings(url: &str) -> String {
+pub(crate) fn settings(url: &str) -> String {
     format!(
         r#"
                 [extraction]
@@ -44,21 +44,21 @@ fn settings(url: &str) -> String {
 }
 
 /// A world with a worker, documents, and what is needed to ask for facts.
-struct Library {
-    world: World,
+pub(crate) struct Library {
+    pub(crate) world: World,
     worker: Program,
 }
 
 impl Library {
     async fn open(url: &str, seed: u64) -> Self {
-        let world = World::start_with(&settings(url)).await;
+        Self::open_with(&settings(url), seed).await
+    }
+
+    pub(crate) async fn open_with(settings: &str, seed: u64) -> Self {
+        let world = World::start_with(settings).await;
         let worker = serve(&world.config(), "extraction").await;
         let folder = world.dir.path().join("corpus");
-        std::fs::create_dir_all(&folder).unwrap();
-        for (index, document) in corpus::documents(seed, DOCUMENTS).enumerate() {
-            let ending = document.uri.rsplit('.').next().unwrap_or("txt");
-            std::fs::write(folder.join(format!("{index:04}.{ending}")), document.body).unwrap();
-        }
+        write_corpus(&folder, seed, DOCUMENTS);
         import(&world, &folder).await;
         Self { world, worker }
     }
@@ -68,7 +68,7 @@ impl Library {
         ExtractionServiceClient::new(waybill_runtime::grpc::channel(&url).unwrap())
     }
 
-    async fn start(&self) -> String {
+    pub(crate) async fn start(&self) -> String {
         let request = StartExtractionRequest {
             project: "p".to_owned(),
             priority: Priority::Normal.into(),
@@ -79,7 +79,7 @@ impl Library {
     }
 
     /// The job, or an empty one while its service is down.
-    async fn job(&self, id: &str) -> Job {
+    pub(crate) async fn job(&self, id: &str) -> Job {
         let request = GetJobRequest { id: id.to_owned() };
         self.client().get_job(request).await.map(tonic::Response::into_inner).unwrap_or_default()
     }
@@ -103,7 +103,7 @@ impl Library {
     }
 
     /// Waits until each request is done or dead, and returns the job.
-    async fn wait(&self, id: &str) -> Job {
+    pub(crate) async fn wait(&self, id: &str) -> Job {
         let mut last = Job::default();
         eventually("each request is done or dead", PATIENCE, async || {
             last = self.job(id).await;

@@ -8,8 +8,8 @@ fn help_shows_where_to_start_and_the_exit_codes() {
     let help = run(home.path(), &["--help"]).expect_code(0);
     assert_has(&help.stdout, &["waybill up", "waybill import", "waybill search", "waybill extract", "Exit codes:"]);
     for command in [
-        "up", "import", "search", "extract", "jobs", "facts", "status", "verify", "recover", "reindex", "projects",
-        "sources", "serve", "migrate", "config",
+        "up", "import", "search", "extract", "jobs", "facts", "status", "verify", "recover", "reindex", "relay", "dlq",
+        "projects", "sources", "serve", "migrate", "config",
     ] {
         assert_has(&help.stdout, &[&format!("\n  {command} ")]);
     }
@@ -22,6 +22,16 @@ fn commands_show_examples() {
         ["up", "import", "search", "extract", "jobs", "facts", "verify", "recover", "reindex", "serve", "config"]
     {
         let help = run(home.path(), &[command, "--help"]).expect_code(0);
+        assert_has(&help.stdout, &["Examples:", &format!("waybill {command}")]);
+    }
+}
+
+#[test]
+fn operators_commands_show_examples() {
+    let home = tempfile::tempdir().unwrap();
+    for command in ["relay pause", "relay resume", "relay drain", "dlq ls", "dlq show", "dlq redrive", "dlq discard"] {
+        let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let help = run(home.path(), &args).expect_code(0);
         assert_has(&help.stdout, &["Examples:", &format!("waybill {command}")]);
     }
 }

@@ -5,6 +5,7 @@ mod adaptive;
 mod client;
 mod config;
 mod crash;
+mod crash_points;
 #[cfg(feature = "embedded")]
 mod extract;
 mod extraction;
@@ -13,6 +14,8 @@ mod help;
 mod import;
 mod llm_server;
 mod path;
+mod operators;
+mod operators_bad_input;
 #[cfg(feature = "embedded")]
 mod place;
 mod program;

@@ -36,7 +36,7 @@ pub(crate) fn run_with(home: &Path, args: &[&str], variables: &[(&str, &str)]) -
     ran(output.expect("run waybill"))
 }
 
-fn ran(output: Output) -> Ran {
+pub(crate) fn ran(output: Output) -> Ran {
     Ran {
         code: output.status.code(),
         stdout: String::from_utf8(output.stdout).expect("stdout is UTF-8"),

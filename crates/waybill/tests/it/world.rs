@@ -3,14 +3,20 @@
 use std::{
     collections::BTreeMap,
     net::TcpListener,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
+    process::Stdio,
     time::Duration,
 };
 
 use tempfile::TempDir;
+use tonic::transport::Channel;
 use uuid::Uuid;
-use waybill_testkit::{Program, TestDb, TestPostgres, TestRedis, eventually, psql};
+use waybill_api::relay::v1::relay_service_client::RelayServiceClient;
+use waybill_testkit::{Program, Signal, TestDb, TestPostgres, TestRedis, corpus, eventually, psql};
 use waybill_vectors::{DEFAULT_ALIAS, QdrantConfig, Vectors};
+
+use crate::program::{Ran, ran, waybill};
 
 /// Long enough for a loaded machine; nothing waits for it when all is well.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -57,6 +63,16 @@ pub(crate) async fn serve(config: &Path, service: &str) -> Program {
     let program = Program::start(env!("CARGO_BIN_EXE_waybill"), args, [("WAYBILL_LOG", "info")]).unwrap();
     program.line("serving", PATIENCE).await.unwrap();
     program
+}
+
+/// Writes documents as files: the same for the same seed.
+pub(crate) fn write_corpus(folder: &Path, seed: u64, count: usize) {
+    std::fs::create_dir_all(folder).unwrap();
+    for (index, document) in corpus::documents(seed, count).enumerate() {
+        // The uri tells the form by its ending.
+        let ending = document.uri.rsplit('.').next().unwrap_or("txt");
+        std::fs::write(folder.join(format!("{index:04}.{ending}")), document.body).unwrap();
+    }
 }
 
 async fn start_qdrant(dir: &Path, port: u16) -> Program {
@@ -156,6 +172,47 @@ impl World {
     pub(crate) async fn kill_relay(&mut self) {
         self.relay.kill9().await.unwrap();
         self.relay = serve(&self.config(), "relay").await;
+    }
+
+    /// Starts the relay so that it aborts at `crash`, and waits until it has.
+    pub(crate) async fn relay_aborts(&mut self, crash: &str) {
+        self.arm_relay(crash).await;
+        self.relay_aborted().await;
+    }
+
+    /// Starts the relay so that it aborts at `crash`, in the place of the one before.
+    pub(crate) async fn arm_relay(&mut self, crash: &str) {
+        if self.relay.pid().is_some() {
+            self.relay.kill9().await.unwrap();
+        }
+        let config = self.config();
+        let args = ["serve", "relay", "--config"].map(Into::into).into_iter().chain([config]);
+        let env = [("WAYBILL_LOG", "info"), ("WAYBILL_TEST_CRASH_AT", crash)];
+        self.relay = Program::start(env!("CARGO_BIN_EXE_waybill"), args, env).unwrap();
+    }
+
+    /// Waits until the relay has aborted.
+    pub(crate) async fn relay_aborted(&mut self) {
+        let ended = self.relay.wait(PATIENCE).await.unwrap();
+        assert_eq!(ended.signal(), Some(Signal::SIGABRT as i32), "{:?}", self.relay.output());
+    }
+
+    /// Starts the relay after it has ended.
+    pub(crate) async fn start_relay(&mut self) {
+        self.relay = serve(&self.config(), "relay").await;
+    }
+
+    pub(crate) fn relay_client(&self) -> RelayServiceClient<Channel> {
+        let url = format!("http://127.0.0.1:{}", self.ports.relay);
+        RelayServiceClient::new(waybill_runtime::grpc::channel(&url).unwrap())
+    }
+
+    /// Runs a command against the relay, with nobody to answer questions.
+    pub(crate) async fn run(&self, args: &[&str]) -> Ran {
+        let mut command = waybill(self.dir.path());
+        command.args(args).args(["--endpoint", &format!("http://127.0.0.1:{}", self.ports.relay)]);
+        command.stdin(Stdio::null());
+        ran(tokio::process::Command::from(command).output().await.unwrap())
     }
 
     pub(crate) async fn kill_postgres(&mut self) {
