@@ -56,14 +56,7 @@ impl RelayGrpc {
         request: &DrainRequest,
     ) -> Result<ReceiverStream<Result<DrainResponse, Status>>, Status> {
         let sink = sink("sink", &request.sink)?;
-        let timeout = match request.timeout {
-            None => DRAIN_TIMEOUT,
-            Some(timeout) => match Duration::try_from(timeout) {
-                Ok(Duration::ZERO) => DRAIN_TIMEOUT,
-                Ok(timeout) if timeout <= DRAIN_TIMEOUT_MAX => timeout,
-                _ => return Err(status::invalid_argument("timeout", "is out of range: 0 to 24 hours")),
-            },
-        };
+        let timeout = drain_timeout(request.timeout)?;
         let (sender, receiver) = mpsc::channel(1);
         let (db, stopping) = (self.db.clone(), self.stopping.clone());
         tokio::spawn(async move {
@@ -78,6 +71,21 @@ impl RelayGrpc {
             let _ = sender.send(last).await;
         });
         Ok(ReceiverStream::new(receiver))
+    }
+}
+
+/// Field by field: converting one of the wire's extremes panics.
+fn drain_timeout(timeout: Option<prost_types::Duration>) -> Result<Duration, Status> {
+    let Some(timeout) = timeout else {
+        return Ok(DRAIN_TIMEOUT);
+    };
+    let (seconds, nanos) = (u64::try_from(timeout.seconds), u32::try_from(timeout.nanos));
+    match (seconds, nanos) {
+        (Ok(0), Ok(0)) => Ok(DRAIN_TIMEOUT),
+        (Ok(seconds), Ok(nanos @ 0..1_000_000_000)) if Duration::new(seconds, nanos) <= DRAIN_TIMEOUT_MAX => {
+            Ok(Duration::new(seconds, nanos))
+        }
+        _ => Err(status::invalid_argument("timeout", "is out of range: 0 to 24 hours")),
     }
 }
 

@@ -86,6 +86,9 @@ pub(crate) async fn check(client: &mut RelayServiceClient<Channel>) {
         ("timeout", "qdrant", seconds(i64::MAX)),
         ("timeout", "qdrant", seconds(i64::MIN)),
         ("timeout", "qdrant", Some(prost_types::Duration { seconds: 0, nanos: -1 })),
+        ("timeout", "qdrant", Some(prost_types::Duration { seconds: i64::MIN, nanos: i32::MIN })),
+        ("timeout", "qdrant", Some(prost_types::Duration { seconds: i64::MAX, nanos: i32::MAX })),
+        ("timeout", "qdrant", Some(prost_types::Duration { seconds: 0, nanos: i32::MAX })),
     ] {
         let request = DrainRequest { sink: sink.to_owned(), timeout };
         assert_refused("drain", field, client.drain(request).await.map(drop));
