@@ -11,6 +11,8 @@ mod queue;
 mod reindex;
 pub(crate) mod report;
 pub(crate) mod scrub;
+#[cfg(test)]
+mod tests;
 pub(crate) mod walk;
 
 use std::{collections::HashMap, sync::Arc};
