@@ -23,9 +23,9 @@ pub enum CrashPoint {
     RedriveBeforeStatement,
     /// A step of a redrive is committed; the caller does not know, and more are to come.
     RedriveAfterStatement,
-    /// In a repair, between two steps.
+    /// A repair has taken claims back and made outbox rows; it is not committed.
     Repair,
-    /// In taking back what was not indexed in time, between two steps.
+    /// What was not indexed in time is taken back in Postgres; the vector store shows it.
     Compensation,
 }
 
@@ -59,7 +59,7 @@ impl CrashPoint {
         }
     }
 
-    /// Aborts the process if it was armed for this.
+    /// Has the process die if it was armed for this.
     pub fn hit(self) {
         #[cfg(feature = "failpoints")]
         armed::hit(self);
@@ -76,11 +76,13 @@ pub struct Crash {
 }
 
 impl Crash {
-    /// Has this process die there. Does nothing in a program that ships. Of several calls, the
-    /// first counts.
-    pub fn arm(self) {
+    /// Calls `die` there, which is to end the process. Does nothing in a program that ships. Of
+    /// several calls, the first counts.
+    pub fn arm(self, die: fn() -> !) {
         #[cfg(feature = "failpoints")]
-        armed::arm(self);
+        armed::arm(self, die);
+        #[cfg(not(feature = "failpoints"))]
+        let _never = die;
     }
 }
 
@@ -110,20 +112,19 @@ mod armed {
 
     use super::{Crash, CrashPoint};
 
-    static ARMED: OnceLock<Crash> = OnceLock::new();
+    static ARMED: OnceLock<(Crash, fn() -> !)> = OnceLock::new();
     static HITS: AtomicU64 = AtomicU64::new(0);
 
-    pub(super) fn arm(crash: Crash) {
-        let _first_counts = ARMED.set(crash);
+    pub(super) fn arm(crash: Crash, die: fn() -> !) {
+        let _first_counts = ARMED.set((crash, die));
     }
 
     pub(super) fn hit(point: CrashPoint) {
-        let Some(crash) = ARMED.get().filter(|crash| crash.point == point) else {
+        let Some((crash, die)) = ARMED.get().filter(|(crash, _)| crash.point == point) else {
             return;
         };
         if HITS.fetch_add(1, Ordering::Relaxed) + 1 == crash.at_hit {
-            // Nothing is unwound, flushed or said: as a kill, but exactly here.
-            std::process::abort();
+            die();
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use sqlx::PgConnection;
 use uuid::Uuid;
-use waybill_domain::{Kind, ProjectId, SinkName};
+use waybill_domain::{CrashPoint, Kind, ProjectId, SinkName};
 
 use crate::{Db, Result, verify::Claim};
 
@@ -60,6 +60,7 @@ async fn try_redeliver(db: &Db, sink: SinkName, keys: &[Redelivery]) -> Result<u
         touch(&mut tx, kind, keys.iter().filter(|key| key.kind == kind)).await?;
     }
     let rows = insert(&mut tx, sink, keys).await?;
+    CrashPoint::Repair.hit();
     tx.commit().await?;
     Ok(rows)
 }

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 fn try_main() -> anyhow::Result<u8> {
     let cli = Cli::parse();
     if let Ok(crash) = std::env::var(CRASH_VARIABLE) {
-        crash.parse::<Crash>().map_err(Usage)?.arm();
+        crash.parse::<Crash>().map_err(Usage)?.arm(std::process::abort);
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;

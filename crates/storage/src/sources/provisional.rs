@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 use uuid::Uuid;
-use waybill_domain::ProjectId;
+use waybill_domain::{CrashPoint, ProjectId};
 
 use super::{PutResult, RequestKey, begin, requests};
 use crate::{Db, Result, freshness::Pace, outbox::millis};
@@ -107,6 +107,7 @@ pub async fn take_back(db: &Db, source: &Provisional, headers: Option<&str>) -> 
     sqlx::query!("DELETE FROM source WHERE id = $1", id).execute(&mut *tx).await?;
     let deleted_at = sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "now!""#).fetch_one(&mut *tx).await?;
     tx.commit().await?;
+    CrashPoint::Compensation.hit();
     Ok(TakeBack::Taken(Traces { chunks, deleted_at }))
 }
 

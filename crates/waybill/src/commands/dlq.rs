@@ -12,6 +12,7 @@ use waybill_api::relay::v1::{
     DeadLetter, DeadLetterFilter, DisposeDeadLettersRequest, DisposeDeadLettersResponse, GetDeadLetterRequest,
     ListDeadLettersRequest,
 };
+use waybill_domain::{Clock, SystemClock};
 
 use crate::ask;
 use crate::cli::{DlqCommand, EndpointArgs, LetterFilterArgs, Moment, WhichLetters};
@@ -227,7 +228,7 @@ async fn matching(
 }
 
 fn filter(args: &LetterFilterArgs) -> Result<DeadLetterFilter, Usage> {
-    let now = chrono::Utc::now();
+    let now = SystemClock.now();
     let time = |name: &str, moment: Option<Moment>| match moment {
         None => Ok(None),
         Some(moment) => match moment.at(now) {

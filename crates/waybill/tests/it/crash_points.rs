@@ -132,6 +132,29 @@ async fn a_redrive_that_dies_loses_no_letter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_repair_that_dies_is_done_anew() {
+    let mut world = World::start().await;
+    let folder = world.dir.path().join("corpus");
+    write_corpus(&folder, 32, 40);
+    let mut import = world.import(&folder);
+    assert!(import.wait(PATIENCE).await.unwrap().success(), "{:?}", import.output());
+    world.wait_until_equal().await;
+    let rows = world.rows().await;
+    let ids: Vec<_> = rows.keys().copied().collect();
+    world.vectors.delete(DEFAULT_ALIAS, &ids, i64::MAX, Duration::from_secs(10)).await.unwrap();
+    world.arm_relay(CrashPoint::Repair.as_str()).await;
+    world.relay.line("serving", PATIENCE).await.unwrap();
+    let broken = world.run(&["verify", "--repair"]).await;
+    assert_ne!(broken.code, Some(0), "{broken:?}");
+    world.relay_aborted().await;
+    assert_eq!(settled(&world).await, rows, "no claim is taken back without the row that mends it");
+    assert!(world.points().await.is_empty());
+    world.start_relay().await;
+    world.run(&["verify", "--repair"]).await;
+    eventually("every point is back", PATIENCE, async || world.points().await == rows).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_whose_relay_dies_is_asked_once() {
     let server = LlmServer::start(|_, _| Mood::Answer(Duration::from_millis(5))).await;
     let mut library = Library::open_with(&settings(&server.url), 31).await;

@@ -13,9 +13,9 @@ mod freshness;
 mod help;
 mod import;
 mod llm_server;
-mod path;
 mod operators;
 mod operators_bad_input;
+mod path;
 #[cfg(feature = "embedded")]
 mod place;
 mod program;
