@@ -116,9 +116,10 @@ impl RelayGrpc {
         let given = |value: &str| (!value.is_empty()).then(|| value.to_owned());
         let kind = match filter.kind.as_str() {
             "" => None,
-            name => {
-                Some(name.parse::<Kind>().map_err(|error| status::invalid_argument("filter.kind", error.to_string()))?)
-            }
+            name => Some(name.parse::<Kind>().map_err(|_| {
+                let problem = format!("is {:?}: chunk, extraction, entity or llm_request", short(name));
+                status::invalid_argument("filter.kind", problem)
+            })?),
         };
         let sink = if filter.sink.is_empty() { None } else { Some(sink("filter.sink", &filter.sink)?) };
         let class = filter.error_class.as_str();
