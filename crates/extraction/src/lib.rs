@@ -64,7 +64,16 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
     if config.worker_enabled {
         tasks.spawn("worker", worker.run(shutdown.clone()));
     }
-    let service = Grpc::new(config, deps.db, Arc::clone(&governor), provider, model, bell, shutdown.clone(), foreign);
+    let service = Grpc {
+        config,
+        db: deps.db,
+        governor: Arc::clone(&governor),
+        provider,
+        model,
+        bell,
+        shutdown: shutdown.clone(),
+        foreign,
+    };
     let routes = Routes::new(ExtractionServiceServer::new(service));
     let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET);
     let served = serve(listener, routes, options, shutdown.clone()).await;

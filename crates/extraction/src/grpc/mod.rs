@@ -45,30 +45,17 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Answers the calls of `ExtractionService`.
 pub(crate) struct Grpc {
-    config: Config,
-    db: Db,
-    governor: Arc<Governor>,
-    provider: &'static str,
-    model: String,
-    bell: Bell,
-    shutdown: Shutdown,
-    foreign: ForeignWorkers,
+    pub(crate) config: Config,
+    pub(crate) db: Db,
+    pub(crate) governor: Arc<Governor>,
+    pub(crate) provider: &'static str,
+    pub(crate) model: String,
+    pub(crate) bell: Bell,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) foreign: ForeignWorkers,
 }
 
 impl Grpc {
-    pub(crate) fn new(
-        config: Config,
-        db: Db,
-        governor: Arc<Governor>,
-        provider: &'static str,
-        model: String,
-        bell: Bell,
-        shutdown: Shutdown,
-        foreign: ForeignWorkers,
-    ) -> Self {
-        Self { config, db, governor, provider, model, bell, shutdown, foreign }
-    }
-
     async fn project(&self, name: &str) -> Result<ProjectId, Status> {
         let name: ProjectName = name
             .parse()
