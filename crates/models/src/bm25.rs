@@ -63,14 +63,14 @@ impl Bm25 {
     /// Weighs each term of a document by how often it is there and how long the document is.
     #[must_use]
     pub fn document(&self, text: &str) -> SparseVector {
-        let embedding = self.embedder.embed(text);
+        let embedding = self.embedder.embed(&spaced(text));
         SparseVector::from_pairs(embedding.iter().map(|term| (term.index.0, term.value)).collect())
     }
 
     /// Gives each distinct term of a query the weight 1.
     #[must_use]
     pub fn query(&self, text: &str) -> SparseVector {
-        let terms = self.tokenizer.tokenize(text);
+        let terms = self.tokenizer.tokenize(&spaced(text));
         SparseVector::from_pairs(terms.iter().map(|term| (TermHash::embed(term).0, 1.0)).collect())
     }
 }
@@ -85,6 +85,13 @@ impl std::fmt::Debug for Bm25 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Bm25").finish_non_exhaustive()
     }
+}
+
+/// Puts a space in place of each line break, tab or other control character. The tokenizer turns
+/// text into ASCII and drops these behind the first letter that isn't: the last word of a line
+/// would become one with the first of the next.
+fn spaced(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 /// A term's place in the vector: FNV-1a of its UTF-8 bytes.

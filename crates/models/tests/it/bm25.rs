@@ -67,3 +67,20 @@ fn a_term_weighs_more_often_and_in_a_shorter_document() {
     assert!(weight("vacuum vacuum table") > weight("vacuum row table"));
     assert!(weight("vacuum table") > weight(&format!("vacuum table {filler}")));
 }
+
+#[test]
+fn line_breaks_part_words_behind_any_letter() {
+    let bm25 = Bm25::new();
+    for text in [
+        "Caf\u{e9}\ncrane\nledger",
+        "\u{6771}\u{4eac}: crane.\n\nLedger",
+        "\u{dc}ber\tcrane\tledger",
+        "crane\r\nledger",
+    ] {
+        let document = bm25.document(text);
+        for word in ["crane", "ledger"] {
+            let query = bm25.query(word);
+            assert!(document.indices.contains(&query.indices[0]), "{word} in {text:?}");
+        }
+    }
+}
