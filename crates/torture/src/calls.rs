@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, transport::Channel};
 use waybill_api::{
     common::v1::Kind,
-    embedding::v1::{Hit, SearchMode, SearchRequest, search_service_client::SearchServiceClient},
+    embedding::v1::{SearchMode, SearchRequest, SearchResponse, search_service_client::SearchServiceClient},
     ingestion::v1::{
         DeleteSourceRequest, GetSourceRequest, MediaType, PutSourceRequest, PutSourceResponse, Source,
         ingestion_service_client::IngestionServiceClient,
@@ -98,14 +98,14 @@ impl Calls {
     }
 
     /// Searches for a word and sees what is there.
-    pub(crate) async fn search(&self, query: &str, mode: SearchMode) -> Answer<Vec<Hit>> {
+    pub(crate) async fn search(&self, query: &str, mode: SearchMode) -> Answer<SearchResponse> {
         let request = SearchRequest { mode: mode.into(), ..search_for(query) };
-        self.hits(request, CALL).await
+        self.found(request, CALL).await
     }
 
     /// Searches for a word and sees the write that `token` is of, for sure: in its newest words,
     /// and with its newest metadata if it has any.
-    pub(crate) async fn search_as_fresh(&self, word: &str, rev: Option<i64>, token: &str) -> Answer<Vec<Hit>> {
+    pub(crate) async fn search_as_fresh(&self, word: &str, rev: Option<i64>, token: &str) -> Answer<SearchResponse> {
         let request = SearchRequest {
             mode: SearchMode::Lexical.into(),
             kinds: vec![Kind::Chunk.into()],
@@ -113,16 +113,14 @@ impl Calls {
             at_least_as_fresh: vec![token.to_owned()],
             ..search_for(word)
         };
-        self.hits(request, TOKEN_SEARCH).await
+        self.found(request, TOKEN_SEARCH).await
     }
 
-    async fn hits(&self, request: SearchRequest, limit: Duration) -> Answer<Vec<Hit>> {
+    async fn found(&self, request: SearchRequest, limit: Duration) -> Answer<SearchResponse> {
         let mut client = self.search.clone();
         match judge(limit, client.search(bounded(request, limit))).await {
-            Answer::Clear(found) => Answer::Clear(found.hits),
             Answer::NotFound => Answer::Wrong(Status::not_found("the project")),
-            Answer::Unclear(why) => Answer::Unclear(why),
-            Answer::Wrong(status) => Answer::Wrong(status),
+            answer => answer,
         }
     }
 }

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use waybill_api::{
-    embedding::v1::{Hit, SearchMode},
+    embedding::v1::{Hit, SearchMode, SearchResponse},
     ingestion::v1::{MediaType, PutOutcome},
 };
 use waybill_testkit::corpus::{self, Form};
@@ -16,9 +16,11 @@ use waybill_testkit::corpus::{self, Form};
 use crate::{
     FACTS_PREFIX,
     calls::{Answer, Calls, Draft},
+    compare,
     history::History,
     oracle::{Content, Oracle, State, Tick},
     strike::Wipes,
+    world::World,
 };
 
 /// How many there are.
@@ -62,6 +64,7 @@ pub(crate) struct Client {
     seed: u64,
     random: StdRng,
     calls: Calls,
+    world: Arc<World>,
     oracle: Arc<Oracle>,
     history: Arc<History>,
     wipes: Arc<Wipes>,
@@ -78,6 +81,7 @@ pub(crate) struct Client {
 #[derive(Debug, Clone)]
 pub(crate) struct Shared {
     pub(crate) seed: u64,
+    pub(crate) world: Arc<World>,
     pub(crate) oracle: Arc<Oracle>,
     pub(crate) history: Arc<History>,
     pub(crate) wipes: Arc<Wipes>,
@@ -86,7 +90,7 @@ pub(crate) struct Shared {
 
 impl Client {
     pub(crate) fn new(index: usize, calls: Calls, shared: Shared) -> Self {
-        let Shared { seed, oracle, history, wipes, stopping } = shared;
+        let Shared { seed, world, oracle, history, wipes, stopping } = shared;
         Self {
             who: format!("client {index}"),
             index,
@@ -94,6 +98,7 @@ impl Client {
             // Another stream than the schedule's.
             random: StdRng::seed_from_u64(seed ^ (index as u64 + 1) << 32),
             calls,
+            world,
             oracle,
             history,
             wipes,
@@ -325,9 +330,9 @@ impl Client {
         let began = self.oracle.tick();
         self.history.count("token searches");
         let answer = self.calls.search_as_fresh(&word, rev, &owned.token).await;
-        let Some(hits) = self.answered("token search", &word, began, answer) else { return };
+        let Some(found) = self.answered("token search", &word, began, answer) else { return };
         self.history.count("token searches answered");
-        if hits.iter().any(|hit| hit.source_uri == owned.uri && hit.text.contains(&word)) {
+        if found.hits.iter().any(|hit| hit.source_uri == owned.uri && hit.text.contains(&word)) {
             return;
         }
         let now = self.history.now();
@@ -336,7 +341,19 @@ impl Client {
             return;
         }
         let text = format!("a search with the token of {} does not find {word}", owned.uri);
-        self.history.violation(&self.who, text, json!({ "token": owned.token, "hits": shown(&hits) }));
+        let again = match self.calls.search_as_fresh(&word, rev, &owned.token).await {
+            Answer::Clear(found) => json!({ "hits": shown(&found.hits), "stale": found.stale_count }),
+            other => json!(format!("{other:?}")),
+        };
+        let plain = match self.calls.search(&word, SearchMode::Lexical).await {
+            Answer::Clear(found) => json!({ "hits": shown(&found.hits), "stale": found.stale_count }),
+            other => json!(format!("{other:?}")),
+        };
+        let passages = compare::passages(&self.world, &owned.uri).await;
+        let passages = passages.unwrap_or_else(|error| json!(format!("{error:#}")));
+        let seen = json!({ "token": owned.token, "rev": rev, "hits": shown(&found.hits), "stale": found.stale_count,
+                           "again": again, "without": plain, "passages": passages });
+        self.history.violation(&self.who, text, seen);
     }
 
     /// A search without a token: it may be late, and never wrong.
@@ -361,9 +378,9 @@ impl Client {
     }
 
     /// Writes down a search, and checks that it shows nothing that is gone or changed.
-    fn answered(&self, what: &str, query: &str, began: Tick, answer: Answer<Vec<Hit>>) -> Option<Vec<Hit>> {
-        let hits = match answer {
-            Answer::Clear(hits) => hits,
+    fn answered(&self, what: &str, query: &str, began: Tick, answer: Answer<SearchResponse>) -> Option<SearchResponse> {
+        let found = match answer {
+            Answer::Clear(found) => found,
             Answer::Unclear(why) => {
                 self.history.note(&self.who, what, json!({ "query": query, "unanswered": why }));
                 self.history.count("searches unanswered");
@@ -378,9 +395,13 @@ impl Client {
                 return None;
             }
         };
-        self.history.note(&self.who, what, json!({ "query": query, "hits": shown(&hits) }));
+        self.history.note(
+            &self.who,
+            what,
+            json!({ "query": query, "hits": shown(&found.hits), "stale": found.stale_count }),
+        );
         self.history.count("searches");
-        for hit in &hits {
+        for hit in &found.hits {
             if hit.source_uri.is_empty() {
                 // An entity is of many sources.
                 continue;
@@ -398,7 +419,7 @@ impl Client {
                 self.history.violation(&self.who, text, json!({ "text": hit.text, "version": hit.version }));
             }
         }
-        Some(hits)
+        Some(found)
     }
 
     fn wrong(&self, what: &str, of: &str, answer: &str) {

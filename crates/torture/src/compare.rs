@@ -93,6 +93,24 @@ pub(crate) async fn compare(world: &World, oracle: &Oracle) -> anyhow::Result<Co
     Ok(comparison)
 }
 
+/// Says how the passages of a source stand in each store now, for a violation's details.
+pub(crate) async fn passages(world: &World, uri: &str) -> anyhow::Result<Value> {
+    // The uri is ours: letters, digits and slashes.
+    let query = format!(
+        "SELECT c.id, c.version AS row, c.text, i.version AS claim, i.deleted, i.confirmed_at::text
+         FROM source s JOIN chunk c ON c.source_id = s.id
+         LEFT JOIN index_state i ON i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id
+         WHERE s.uri = '{uri}' ORDER BY c.ordinal"
+    );
+    let mut passages = rows::<Value>(world, &query).await?;
+    for passage in &mut passages {
+        let id: Uuid = passage["id"].as_str().unwrap_or_default().parse()?;
+        let point = world.vectors.get_points(DEFAULT_ALIAS, &[id]).await?.pop();
+        passage["point"] = json!(point.map(Mirrored::from));
+    }
+    Ok(json!(passages))
+}
+
 /// Runs a query whose only column is JSON, and reads the rows.
 async fn rows<T: DeserializeOwned>(world: &World, query: &str) -> anyhow::Result<Vec<T>> {
     let text = psql(&world.db_url, &format!("SELECT row_to_json(t) FROM ({query}) t")).await?;

@@ -119,6 +119,7 @@ pub async fn run(options: &Options, stop: CancellationToken) -> anyhow::Result<R
     });
     let shared = Shared {
         seed: options.seed,
+        world: Arc::clone(&world),
         oracle: Arc::clone(&oracle),
         history: Arc::clone(&history),
         wipes: Arc::clone(&wipes),
@@ -245,7 +246,7 @@ async fn last_searches(world: &World, oracle: &Oracle, history: &History) -> any
     for (uri, content) in oracle.present() {
         let hits = loop {
             match calls.search(&content.word, SearchMode::Lexical).await {
-                Answer::Clear(hits) => break hits,
+                Answer::Clear(found) => break found.hits,
                 _ if Instant::now() < until => sleep(COMPARE_EVERY).await,
                 other => anyhow::bail!("the last search for {} was answered {other:?}", content.word),
             }
