@@ -71,6 +71,10 @@ pub(crate) enum SearchError {
         .waited.as_millis()
     )]
     Stale { sources: String, waited: Duration },
+    #[error(
+        "the vector store has lost its collection, and with it what it had confirmed: search again when the relay has filled it anew, which `waybill verify --repair` begins at once, or without the tokens"
+    )]
+    CollectionLost,
     #[error("too many searches wait for the index (embedding.max_waiting_searches): try again")]
     TooManyWaiting,
     #[error("there is no project {0}")]
@@ -125,8 +129,10 @@ impl Searcher {
         let project = projects::find(&self.db, &search.project).await?;
         let project = project.ok_or_else(|| SearchError::UnknownProject(search.project.clone()))?;
         self.freshness.wait(&search.at_least_as_fresh, answer_by).await?;
+        // Confirmed, and gone since: finding nothing would be no answer to who must see it.
+        let must_see = search.at_least_as_fresh.iter().any(|token| !token.deleted);
         let Some(target) = self.target().await? else {
-            return Ok(Found::default());
+            return if must_see { Err(SearchError::CollectionLost) } else { Ok(Found::default()) };
         };
         let nothing = || Found { model: target.model.info.name.clone(), ..Found::default() };
         let source_ids = match search.source_uris.as_slice() {
@@ -162,7 +168,7 @@ impl Searcher {
             Err(SearchError::Vectors(VectorError::CollectionMissing(_))) => {
                 // Deleted or replaced since the alias was looked up: the next search looks again.
                 *self.target.lock().await = None;
-                Ok(nothing())
+                if must_see { Err(SearchError::CollectionLost) } else { Ok(nothing()) }
             }
             other => other,
         }

@@ -17,7 +17,7 @@ use crate::{
     core::{Batch, Ticket},
 };
 
-/// How old a sign of life may be that makes a failure the keys' own.
+/// How old a sign of life may be for a batch to be taken apart.
 const SIGN_OF_LIFE_MAX_AGE: Duration = Duration::from_secs(1);
 
 /// When the sink last did what it was asked. Shared by an engine's deliveries.
@@ -86,9 +86,12 @@ pub(crate) async fn deliver(
             Outcome::Confirmed(confirmed)
         }
         Err(error) if error.lane_lost || error.class == ErrorClass::Throttled => Outcome::Undecided(error),
-        // A refusal for good gives the key up at once, so for that no older sign of life will do:
-        // the sink may have begun to refuse everybody.
-        Err(error) if error.class != ErrorClass::Permanent && vitals.are_fresh() => Outcome::Refused(error),
+        // To take a batch apart blames nobody, so for that an older sign of life will do. A key
+        // that is alone is blamed, and given up at once if it is refused for good: before that
+        // the sink has to show that it works now.
+        Err(error) if batch.keys.len() > 1 && error.class != ErrorClass::Permanent && vitals.are_fresh() => {
+            Outcome::Refused(error)
+        }
         Err(error) => match probe(&*sink, probe_timeout).await {
             Ok(()) => {
                 vitals.seen();

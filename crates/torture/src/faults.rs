@@ -301,7 +301,7 @@ fn draw(random: &mut StdRng) -> Action {
         71..79 => Action::BlackHole(link),
         79..87 => Action::HalfOpen(link),
         87..91 => Action::FlushRedis,
-        91..94 => Action::WipeCollection,
+        91..96 => Action::WipeCollection,
         _ => Action::LongTransaction { commits: random.random_bool(0.6) },
     }
 }

@@ -71,6 +71,9 @@ const COMPARE_EVERY: Duration = Duration::from_millis(500);
 /// Once equal, the stores must stay so: what is still on its way has arrived by then.
 const STAYS_EQUAL: Duration = Duration::from_secs(3);
 
+/// Keys that are waited for, of each comparison: the history shows the first.
+const WAITED_FOR: usize = 3;
+
 /// How long the clients' last searches may take in all.
 const LAST_SEARCHES: Duration = Duration::from_secs(60);
 
@@ -149,7 +152,7 @@ pub async fn run(options: &Options, stop: CancellationToken) -> anyhow::Result<R
     }
     eprintln!("[{:5.0} s] no fault is left, comparing the stores", history.now().as_secs_f64());
 
-    let (comparison, equal_after) = compare_until_equal(&world, &oracle, &deliveries, healed).await;
+    let (comparison, equal_after) = compare_until_equal(&world, &oracle, &deliveries, &history, healed).await;
     for finding in &comparison.findings {
         history.note("comparison", "differs", json!(finding));
     }
@@ -205,6 +208,7 @@ async fn compare_until_equal(
     world: &World,
     oracle: &Oracle,
     deliveries: &Deliveries,
+    history: &History,
     healed: Instant,
 ) -> (Comparison, Option<Duration>) {
     let mut equal_since: Option<Instant> = None;
@@ -212,7 +216,8 @@ async fn compare_until_equal(
         let begun = Instant::now();
         let outcome = compare(world, oracle).await;
         // What a relay says of its backlog is part of it: a row that nobody delivers is work left.
-        let is_idle = deliveries.ask(&world.relay_urls[0]).await.unwrap_or(false);
+        let idle = deliveries.ask(&world.relay_urls[0]).await;
+        let is_idle = matches!(idle, Ok(true));
         let is_over = begun.duration_since(healed) > EQUAL_WITHIN;
         match outcome {
             Ok(comparison) if comparison.findings.is_empty() && is_idle => {
@@ -222,6 +227,9 @@ async fn compare_until_equal(
                 }
             }
             Ok(comparison) => {
+                let first: Vec<_> = comparison.findings.iter().take(WAITED_FOR).collect();
+                let waits = json!({ "keys": comparison.findings.len(), "idle": format!("{idle:?}"), "first": first });
+                history.note("comparison", "waits", waits);
                 if is_over {
                     return (comparison, None);
                 }

@@ -17,8 +17,11 @@ use waybill_testkit::psql;
 
 use crate::{history::History, strike::Wipes, world::World};
 
-/// How often the relays are asked, and how long they may take to answer.
+/// How often the relays are asked.
 const EVERY: Duration = Duration::from_millis(500);
+
+/// How long a relay may take to answer: it counts its backlog.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// Between two lines of progress.
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
@@ -45,8 +48,8 @@ impl Deliveries {
     pub(crate) async fn ask(&self, url: &str) -> anyhow::Result<bool> {
         let mut client = RelayServiceClient::new(channel(url)?);
         let mut request = Request::new(GetStatusRequest { with_lanes: false });
-        request.set_timeout(EVERY);
-        let status = timeout(EVERY, client.get_status(request)).await??.into_inner();
+        request.set_timeout(ANSWER);
+        let status = timeout(ANSWER, client.get_status(request)).await??.into_inner();
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for sink in &status.sinks {
             let count = u64::try_from(sink.confirmed_total).unwrap_or_default();

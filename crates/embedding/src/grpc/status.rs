@@ -36,6 +36,7 @@ pub(super) fn of_embed(error: EmbedError) -> Status {
 pub(super) fn of_search(error: SearchError) -> Status {
     match error {
         SearchError::Stale { .. } => with_reason(Code::DeadlineExceeded, "NOT_FRESH_IN_TIME", error.to_string()),
+        SearchError::CollectionLost => unavailable("COLLECTION_LOST", error.to_string(), None),
         SearchError::TooManyWaiting => resource_exhausted("TOO_MANY_WAITING", error.to_string(), Some(RETRY_AFTER)),
         SearchError::UnknownProject(name) => not_found("project", name),
         SearchError::ForeignCollection { .. } => failed_precondition("MODEL_NOT_SERVED", error.to_string()),

@@ -107,3 +107,22 @@ async fn searches_that_wait_are_bounded() {
     confirm(&world, a).await;
     waiting.await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn what_was_confirmed_and_wiped_is_not_said_to_be_absent() {
+    let world = World::start().await;
+    let project = world.project("docs").await;
+    let a = world.document(project, "a", "apple pie", "{}").await;
+    let token = token(&world, project, "a").await;
+    confirm(&world, a).await;
+    let found = world.search.clone().search(fresh(&[token])).await.unwrap().into_inner();
+    assert_eq!(found.hits.len(), 1);
+    world.vectors.delete_collection(&crate::world::collection().name).await.unwrap();
+    // While its name is remembered, and when the alias is gone.
+    for _ in 0..2 {
+        let refused = world.search.clone().search(fresh(&[token])).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable);
+        assert_eq!(refused.get_details_error_info().unwrap().reason, "COLLECTION_LOST");
+    }
+    assert_eq!(world.search.clone().search(fresh(&[])).await.unwrap().into_inner().hits, []);
+}

@@ -180,6 +180,27 @@ async fn a_sink_that_is_down_blames_no_key_and_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_goes_down_in_the_middle_of_work_blames_no_key() {
+    let db = TestDb::create().await.unwrap();
+    set_up(&db.url).await;
+    let shown = Arc::new(Shown::default());
+    let quick = EngineConfig { breaker_failures: 3, retry_base_ms: 5, retry_max_ms: 20, ..config() };
+    let engine = Running::start(&db.url, &shown, quick);
+    for _ in 0..3 {
+        psql(&db.url, &insert_chunks(20)).await.unwrap();
+        wait_until_equal(&db.url, &shown).await;
+        // Just now it was well.
+        shown.down.store(true, Ordering::SeqCst);
+        psql(&db.url, &insert_chunks(1)).await.unwrap();
+        eventually("it is left alone", PATIENCE, async || engine.stats.read().breaker == BreakerState::Open).await;
+        assert_eq!(number(&db.url, RETRIES).await + number(&db.url, LETTERS).await, 0);
+        shown.down.store(false, Ordering::SeqCst);
+    }
+    wait_until_equal(&db.url, &shown).await;
+    engine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn throttling_costs_no_attempt_and_splits_no_batch() {
     let db = TestDb::create().await.unwrap();
     set_up(&db.url).await;
