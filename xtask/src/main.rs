@@ -16,6 +16,7 @@ mod sh;
 mod system;
 mod test;
 mod tidy;
+mod torture;
 mod up;
 
 use std::process::ExitCode;
@@ -41,6 +42,8 @@ enum Command {
     /// Measures speed
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Kills, freezes, cuts and wipes everything by a seeded schedule, and compares the stores
+    Torture(torture::TortureArgs),
     /// Checks the rules that neither the compiler nor clippy holds
     Tidy,
     /// Asks a database about the queries again, for builds without one
@@ -70,6 +73,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Bench(command) => bench::run(&command),
+        Command::Torture(args) => torture::run(&args),
         Command::Tidy => tidy::run(),
         Command::Prepare => prepare::run(),
         Command::Setup => setup(),

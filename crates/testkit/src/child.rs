@@ -108,6 +108,14 @@ impl Program {
         }
     }
 
+    /// Returns how it ended; `None` while it runs.
+    ///
+    /// # Errors
+    /// If the system can't say.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().with_context(|| format!("ask whether {} has ended", self.name))
+    }
+
     /// Waits for a line that contains `text`, on either stream, and returns it.
     ///
     /// # Errors

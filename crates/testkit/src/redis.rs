@@ -68,6 +68,11 @@ impl TestRedis {
         self.server.url()
     }
 
+    /// Returns the server, to ask for its process.
+    pub fn server(&self) -> &PrivateRedis {
+        &self.server
+    }
+
     /// Returns the server, to kill and to restart it.
     pub fn server_mut(&mut self) -> &mut PrivateRedis {
         &mut self.server

@@ -64,6 +64,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "waybill-vectors",
         ],
     ),
+    (
+        "waybill-torture",
+        &[
+            "waybill-api",
+            "waybill-domain",
+            "waybill-llm",
+            "waybill-llm-queue",
+            "waybill-local-stores",
+            "waybill-runtime",
+            "waybill-testkit",
+            "waybill-vectors",
+        ],
+    ),
     ("xtask", &[]),
 ];
 
