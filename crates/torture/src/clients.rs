@@ -236,6 +236,8 @@ impl Client {
                         self.history.violation(&self.who, text, json!({ "request": request_id }));
                     }
                     self.oracle.settle(&uri, State::Present { content, version: Some(put.version) });
+                    // What is unchanged was confirmed when it was written, and may be lost since.
+                    let acknowledged = kept.map_or_else(|| self.history.now(), |old| old.acknowledged);
                     let old_word = old.map(|old| old.draft.content.word).filter(|old| *old != draft.content.word);
                     let owned = Owned {
                         uri,
@@ -243,7 +245,7 @@ impl Client {
                         draft,
                         version: put.version,
                         token: put.freshness_token,
-                        acknowledged: self.history.now(),
+                        acknowledged,
                         old_word,
                     };
                     self.live.push(owned.clone());
