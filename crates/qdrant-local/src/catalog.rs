@@ -151,6 +151,19 @@ impl Catalog {
         Ok(())
     }
 
+    /// Sets a collection's indexing threshold, in KiB.
+    pub(crate) fn set_indexing_threshold(&self, collection: &str, kib: u64) -> Result<(), Error> {
+        let store = self.resolve(collection)?;
+        let mut manifest = self.manifest();
+        let mut next = manifest.clone();
+        let name = next.aliases.get(collection).map_or(collection, String::as_str).to_owned();
+        let spec = next.collections.get_mut(&name).ok_or_else(|| Error::CollectionNotFound(collection.to_owned()))?;
+        spec.indexing_threshold = Some(kib);
+        self.save(&mut manifest, next)?;
+        store.set_indexing_threshold(kib);
+        Ok(())
+    }
+
     /// Notes that a collection now has, or no longer has, a payload index.
     pub(crate) fn record_index(
         &self,

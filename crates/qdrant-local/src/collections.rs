@@ -34,7 +34,7 @@ impl Collections for CollectionsService {
         let store = self.catalog.resolve(&request.into_inner().collection_name)?;
         let shard = store.read(|shard| Ok(shard.info())).await?;
         Ok(Response::new(proto::GetCollectionInfoResponse {
-            result: Some(collection::info(&store.spec, shard)),
+            result: Some(collection::info(&store.spec, store.indexing_threshold(), shard)),
             time: start.elapsed().as_secs_f64(),
         }))
     }
@@ -61,6 +61,23 @@ impl Collections for CollectionsService {
         let spec = collection::spec(request)?;
         let catalog = Arc::clone(&self.catalog);
         blocking(move || catalog.create(&name, spec)).await?;
+        Ok(done(true, start))
+    }
+
+    async fn update(
+        &self,
+        request: Request<proto::UpdateCollection>,
+    ) -> Result<Response<proto::CollectionOperationResponse>, Status> {
+        let start = Instant::now();
+        let request = request.into_inner();
+        let name = request.collection_name.clone();
+        let threshold = collection::indexing_threshold(request)?;
+        let catalog = Arc::clone(&self.catalog);
+        blocking(move || match threshold {
+            Some(kib) => catalog.set_indexing_threshold(&name, kib),
+            None => catalog.resolve(&name).map(drop),
+        })
+        .await?;
         Ok(done(true, start))
     }
 
@@ -121,7 +138,6 @@ impl Collections for CollectionsService {
     }
 
     unimplemented_rpcs! { "qdrant.Collections":
-        update "Update" (proto::UpdateCollection) -> proto::CollectionOperationResponse;
         collection_cluster_info "CollectionClusterInfo"
             (proto::CollectionClusterInfoRequest) -> proto::CollectionClusterInfoResponse;
         update_collection_cluster_setup "UpdateCollectionClusterSetup"

@@ -51,6 +51,9 @@ pub(crate) struct CollectionSpec {
     pub(crate) sparse: BTreeMap<String, SparseSpec>,
     /// Payload indexes by key.
     pub(crate) indexes: BTreeMap<String, PayloadFieldSchema>,
+    /// What a client has set, in KiB. Kept and told, and of no effect: no index is ever built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) indexing_threshold: Option<u64>,
 }
 
 /// A dense vector of a collection.

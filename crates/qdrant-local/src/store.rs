@@ -12,7 +12,7 @@
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use qdrant_edge::{CreateIndex, EdgeShard, FieldIndexOperations, OperationResult, UpdateOperation};
@@ -36,6 +36,9 @@ const MAX_QUEUED_WRITES: usize = 256;
 /// directory is cheap, but not as cheap as not doing it.
 const FLUSHES_PER_LOG_CHECK: u64 = 32;
 
+/// What a real server says of a collection that nobody has set it for.
+const INDEXING_THRESHOLD_KIB: u64 = 10_000;
+
 /// An open collection.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -52,6 +55,8 @@ pub(crate) struct Store {
     /// Set when the engine could not flush: what it holds in memory and what
     /// is on disk may differ from then on, so nothing is answered any more.
     failed: AtomicBool,
+    /// Told to clients, see the manifest.
+    indexing_threshold: AtomicU64,
 }
 
 /// How far writing has come, in operations since the store was opened.
@@ -84,7 +89,9 @@ impl Store {
     }
 
     fn of(dir: PathBuf, spec: CollectionSpec, shard: EdgeShard) -> Arc<Self> {
+        let indexing_threshold = spec.indexing_threshold.unwrap_or(INDEXING_THRESHOLD_KIB);
         Arc::new(Self {
+            indexing_threshold: AtomicU64::new(indexing_threshold),
             spec,
             dir,
             shard: RwLock::new(Some(shard)),
@@ -93,6 +100,16 @@ impl Store {
             queue: Semaphore::new(MAX_QUEUED_WRITES),
             failed: AtomicBool::new(false),
         })
+    }
+
+    /// Returns the indexing threshold, in KiB.
+    pub(crate) fn indexing_threshold(&self) -> u64 {
+        self.indexing_threshold.load(Ordering::Relaxed)
+    }
+
+    /// Sets it.
+    pub(crate) fn set_indexing_threshold(&self, kib: u64) {
+        self.indexing_threshold.store(kib, Ordering::Relaxed);
     }
 
     /// Runs `read` against the engine on a blocking thread.

@@ -1,10 +1,11 @@
 use qdrant_client::qdrant::{
     AliasOperations, ChangeAliases, CollectionExistsRequest, CreateAlias, CreateCollectionBuilder,
     CreateFieldIndexCollection, DeleteCollection, Distance, FieldType, GetCollectionInfoRequest, IntegerIndexParams,
-    KeywordIndexParams, ListAliasesRequest, Modifier, PayloadIndexParams, SparseVectorConfig, SparseVectorParams,
-    VectorParamsBuilder, VectorParamsMap, VectorsConfig, alias_operations::Action, payload_index_params::IndexParams,
-    vectors_config,
+    KeywordIndexParams, ListAliasesRequest, Modifier, OptimizersConfigDiff, PayloadIndexParams, SparseVectorConfig,
+    SparseVectorParams, UpdateCollection, VectorParamsBuilder, VectorParamsMap, VectorsConfig,
+    alias_operations::Action, payload_index_params::IndexParams, vectors_config,
 };
+use waybill_domain::ErrorClass;
 
 use crate::{DENSE, Result, SPARSE, VectorError, Vectors, client::call, key};
 
@@ -33,6 +34,9 @@ pub struct CollectionInfo {
     pub dimensions: Option<u64>,
     /// Whether it has our sparse vector.
     pub has_sparse: bool,
+    /// How large a segment may get before an index is built for it, in KiB; `None` if that is not
+    /// said.
+    pub indexing_threshold: Option<u64>,
 }
 
 impl CollectionSpec {
@@ -69,22 +73,43 @@ impl Vectors {
     /// [`VectorError::CollectionMismatch`] if it exists with another form; otherwise as the
     /// server fails.
     pub async fn ensure_collection(&self, spec: &CollectionSpec, alias: &str) -> Result<()> {
-        if !self.collection_exists(&spec.name).await? {
-            match self.create(spec).await {
-                Ok(()) => tracing::info!(collection = spec.name, dimensions = spec.dimensions, "collection created"),
-                // Another relay may have been faster; what it made is checked below.
-                Err(error) if self.collection_exists(&spec.name).await? => {
-                    tracing::debug!(collection = spec.name, %error, "collection was made by another");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        self.check_form(spec).await?;
-        self.create_indexes(&spec.name).await?;
+        self.ensure_made(spec).await?;
         if self.alias_target(alias).await?.is_none() {
             self.point_alias(alias, &spec.name).await?;
         }
         Ok(())
+    }
+
+    /// As [`Vectors::ensure_collection`], without an alias.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn ensure_made(&self, spec: &CollectionSpec) -> Result<()> {
+        if !self.collection_exists(&spec.name).await? {
+            self.create_collection(spec).await?;
+        }
+        self.check_form(spec).await?;
+        self.create_indexes(&spec.name).await
+    }
+
+    /// Makes an empty collection, without what payloads are filtered by. False if it was there: of
+    /// many that try at once, one makes it.
+    ///
+    /// # Errors
+    /// As the server fails; then it may have been made all the same.
+    pub async fn create_collection(&self, spec: &CollectionSpec) -> Result<bool> {
+        match self.create(spec).await {
+            Ok(()) => {
+                tracing::info!(collection = spec.name, dimensions = spec.dimensions, "collection created");
+                Ok(true)
+            }
+            // Another relay may have been faster.
+            Err(error) if error.class() != ErrorClass::Unknown && self.collection_exists(&spec.name).await? => {
+                tracing::debug!(collection = spec.name, %error, "collection was made by another");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Says whether there is a collection of that name. Aliases don't count.
@@ -105,7 +130,9 @@ impl Vectors {
         let request = GetCollectionInfoRequest { collection_name: name.to_owned() };
         let reply = call(name, self.timeout(), self.collections().get(request)).await?;
         let info = reply.result.ok_or(VectorError::BadAnswer("collection without information"))?;
-        let params = info.config.and_then(|config| config.params);
+        let config = info.config.unwrap_or_default();
+        let indexing_threshold = config.optimizer_config.and_then(|optimizers| optimizers.indexing_threshold);
+        let params = config.params;
         let (vectors, sparse) =
             params.map(|params| (params.vectors_config, params.sparse_vectors_config)).unwrap_or_default();
         let dimensions = match vectors.and_then(|vectors| vectors.config) {
@@ -116,7 +143,23 @@ impl Vectors {
             points: info.points_count.unwrap_or_default(),
             dimensions,
             has_sparse: sparse.is_some_and(|sparse| sparse.map.contains_key(SPARSE)),
+            indexing_threshold,
         })
+    }
+
+    /// Sets how large a segment may get before an index is built for it, in KiB.
+    ///
+    /// # Errors
+    /// [`VectorError::CollectionMissing`] if there is no such collection.
+    pub async fn set_indexing_threshold(&self, name: &str, kib: u64) -> Result<()> {
+        let optimizers = OptimizersConfigDiff { indexing_threshold: Some(kib), ..OptimizersConfigDiff::default() };
+        let request = UpdateCollection {
+            collection_name: name.to_owned(),
+            optimizers_config: Some(optimizers),
+            ..UpdateCollection::default()
+        };
+        call(name, self.timeout(), Box::pin(self.collections().update(request))).await?;
+        Ok(())
     }
 
     /// Returns the collection that `alias` points to, if there is such an alias.

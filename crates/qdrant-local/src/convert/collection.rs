@@ -92,8 +92,17 @@ fn refuse_datatype(datatype: Option<i32>, feature: &str) -> Result<(), Error> {
     refuse_if(datatype.is_some_and(|datatype| !plain.contains(&datatype)), feature)
 }
 
+/// Reads what can be changed of a collection: the indexing threshold, in KiB.
+pub(crate) fn indexing_threshold(request: proto::UpdateCollection) -> Result<Option<u64>, Error> {
+    refuse_if(request.params.is_some(), "UpdateCollection.params")?;
+    refuse_if(request.vectors_config.is_some(), "UpdateCollection.vectors_config")?;
+    refuse_if(request.quantization_config.is_some(), "UpdateCollection.quantization_config")?;
+    refuse_if(request.sparse_vectors_config.is_some(), "UpdateCollection.sparse_vectors_config")?;
+    Ok(request.optimizers_config.and_then(|optimizers| optimizers.indexing_threshold))
+}
+
 /// Describes a collection and what it holds.
-pub(crate) fn info(spec: &CollectionSpec, shard: ShardInfo) -> proto::CollectionInfo {
+pub(crate) fn info(spec: &CollectionSpec, indexing_threshold: u64, shard: ShardInfo) -> proto::CollectionInfo {
     let payload_schema = shard.payload_schema.into_iter();
     proto::CollectionInfo {
         status: proto::CollectionStatus::Green.into(),
@@ -102,7 +111,10 @@ pub(crate) fn info(spec: &CollectionSpec, shard: ShardInfo) -> proto::Collection
         config: Some(proto::CollectionConfig {
             params: Some(params(spec)),
             hnsw_config: Some(proto::HnswConfigDiff::default()),
-            optimizer_config: Some(proto::OptimizersConfigDiff::default()),
+            optimizer_config: Some(proto::OptimizersConfigDiff {
+                indexing_threshold: Some(indexing_threshold),
+                ..proto::OptimizersConfigDiff::default()
+            }),
             wal_config: Some(proto::WalConfigDiff::default()),
             ..proto::CollectionConfig::default()
         }),

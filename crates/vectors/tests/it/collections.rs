@@ -11,7 +11,10 @@ async fn ensuring_is_idempotent_and_safe_at_once() {
     ensure().await.unwrap();
 
     let info = store.vectors.collection_info(&store.alias).await.unwrap();
-    assert_eq!(info, CollectionInfo { points: 0, dimensions: Some(4), has_sparse: true });
+    assert_eq!(
+        info,
+        CollectionInfo { points: 0, dimensions: Some(4), has_sparse: true, indexing_threshold: Some(10_000) }
+    );
     assert_eq!(store.vectors.alias_target(&store.alias).await.unwrap(), Some(store.spec.name.clone()));
 }
 
@@ -57,4 +60,26 @@ fn models_have_collections_of_their_own() {
     assert_ne!(name("A"), name("a"));
     assert_ne!(name(&"x".repeat(500)), name(&"x".repeat(501)));
     assert!(name(&"x".repeat(500)).len() < 128);
+}
+
+#[tokio::test]
+async fn an_indexing_threshold_is_set_and_told() {
+    let store = TestStore::empty().await;
+    let told = async || store.vectors.collection_info(&store.alias).await.unwrap().indexing_threshold;
+    store.vectors.ensure_collection(&store.spec, &store.alias).await.unwrap();
+    for kib in [50_000_000, 7_000] {
+        store.vectors.set_indexing_threshold(&store.spec.name, kib).await.unwrap();
+        assert_eq!(told().await, Some(kib));
+    }
+    let error = store.vectors.set_indexing_threshold("nowhere", 1).await.unwrap_err();
+    assert!(matches!(error, VectorError::CollectionMissing(_)), "{error}");
+}
+
+#[tokio::test]
+async fn of_many_that_create_a_collection_one_does() {
+    let store = TestStore::empty().await;
+    let spec = &store.spec;
+    let (one, other) = tokio::join!(store.vectors.create_collection(spec), store.vectors.create_collection(spec));
+    assert_ne!(one.unwrap(), other.unwrap());
+    assert!(!store.vectors.create_collection(spec).await.unwrap());
 }
