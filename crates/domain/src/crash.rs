@@ -27,11 +27,13 @@ pub enum CrashPoint {
     Repair,
     /// What was not indexed in time is taken back in Postgres; the vector store shows it.
     Compensation,
+    /// A new collection has taken the old one's place; Postgres does not know.
+    AliasMoved,
 }
 
 impl CrashPoint {
     /// Every point.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Read,
         Self::Embed,
         Self::Send,
@@ -41,6 +43,7 @@ impl CrashPoint {
         Self::RedriveAfterStatement,
         Self::Repair,
         Self::Compensation,
+        Self::AliasMoved,
     ];
 
     /// Returns its name.
@@ -56,6 +59,7 @@ impl CrashPoint {
             Self::RedriveAfterStatement => "redrive_after_statement",
             Self::Repair => "repair",
             Self::Compensation => "compensation",
+            Self::AliasMoved => "alias_moved",
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use uuid::Uuid;
 use waybill_domain::{FreshnessToken, Kind, ProjectId, ProjectName};
-use waybill_storage::{Db, StorageError, hydrate, hydrate::Hydrated, projects};
+use waybill_storage::{Db, StorageError, hydrate, hydrate::Hydrated, index, projects};
 use waybill_vectors::{
     MAX_QUERY_LIMIT, Mode, QuerySpec, ScoredPoint, SearchFilter, SparseVector, VectorError, Vectors,
 };
@@ -19,6 +19,9 @@ use crate::config::Config;
 use crate::embed::Embedder;
 use crate::freshness::Freshness;
 use crate::registry::{Model, Registry};
+
+/// A search with tokens is tried so often while the collection is made anew.
+const ATTEMPTS: u32 = 3;
 
 /// How long the target of the alias is remembered. While it moves, both collections exist.
 const ALIAS_REMEMBERED: Duration = Duration::from_secs(5);
@@ -128,9 +131,25 @@ impl Searcher {
     pub(crate) async fn search(&self, search: &Search, answer_by: Option<Instant>) -> Result<Found, SearchError> {
         let project = projects::find(&self.db, &search.project).await?;
         let project = project.ok_or_else(|| SearchError::UnknownProject(search.project.clone()))?;
-        self.freshness.wait(&search.at_least_as_fresh, answer_by).await?;
         // Confirmed, and gone since: finding nothing would be no answer to who must see it.
         let must_see = search.at_least_as_fresh.iter().any(|token| !token.deleted);
+        if !must_see {
+            return self.look(search, project, false).await;
+        }
+        for _ in 0..ATTEMPTS {
+            let generation = index::generation(&self.db).await?;
+            self.freshness.wait(&search.at_least_as_fresh, answer_by).await?;
+            let found = self.look(search, project, true).await?;
+            // Else the collection was lost and made anew in between, and may have been empty.
+            if index::generation(&self.db).await? == generation {
+                return Ok(found);
+            }
+        }
+        Err(SearchError::CollectionLost)
+    }
+
+    /// Asks the live collection.
+    async fn look(&self, search: &Search, project: ProjectId, must_see: bool) -> Result<Found, SearchError> {
         let Some(target) = self.target().await? else {
             return if must_see { Err(SearchError::CollectionLost) } else { Ok(Found::default()) };
         };

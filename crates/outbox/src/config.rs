@@ -17,6 +17,8 @@ pub struct EngineConfig {
     pub grace_ms: u64,
     /// The most keys in one delivery. Smaller ones are made while deliveries take long.
     pub batch_keys_max: usize,
+    /// The same while somebody loads in bulk.
+    pub bulk_batch_keys_max: usize,
     /// Deliveries under way at once: while one is embedded, another is sent.
     pub deliveries_max: usize,
     /// How long a delivery should take; batches grow and shrink towards it.
@@ -64,6 +66,7 @@ impl Default for EngineConfig {
             lease_ms: 10_000,
             grace_ms: 2_000,
             batch_keys_max: 512,
+            bulk_batch_keys_max: 2_048,
             deliveries_max: 5,
             delivery_target_ms: 1_000,
             read_rows_max: 2_000,
@@ -104,6 +107,7 @@ impl EngineConfig {
             ));
         }
         at_least("batch_keys_max", self.batch_keys_max as u64, 1)?;
+        at_least("bulk_batch_keys_max", self.bulk_batch_keys_max as u64, self.batch_keys_max as u64)?;
         at_least("deliveries_max", self.deliveries_max as u64, 1)?;
         at_least("delivery_target_ms", self.delivery_target_ms, 1)?;
         at_least("read_rows_max", self.read_rows_max.into(), 1)?;

@@ -25,6 +25,45 @@ pub(crate) struct Embedded {
     pub(crate) sparse: (Vec<u32>, Vec<f32>),
 }
 
+/// A model with the collection of its vectors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Model {
+    pub(crate) name: String,
+    pub(crate) collection: CollectionSpec,
+}
+
+/// What the embedding service serves.
+#[derive(Debug)]
+pub(crate) struct Models {
+    served: Vec<Model>,
+    /// The one that is configured, or the service's default.
+    wanted: String,
+}
+
+impl Models {
+    /// Finds the model that a first collection is made for.
+    pub(crate) fn wanted(&self) -> Result<Model, DeliveryError> {
+        self.named(&self.wanted)
+    }
+
+    pub(crate) fn named(&self, name: &str) -> Result<Model, DeliveryError> {
+        self.served.iter().find(|model| model.name == name).cloned().ok_or_else(|| {
+            // Transient: the service may be restarted with the model; no key is at fault.
+            let message = format!("the embedding service doesn't serve the model {name:?}, it serves {}", self.names());
+            DeliveryError::new(ErrorClass::Transient, message)
+        })
+    }
+
+    /// Finds the model whose vectors are in `collection`.
+    pub(crate) fn of_collection(&self, collection: &str) -> Option<Model> {
+        self.served.iter().find(|model| model.collection.name == collection).cloned()
+    }
+
+    pub(crate) fn names(&self) -> String {
+        self.served.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// Asks the embedding service for vectors.
 #[derive(Debug, Clone)]
 pub(crate) struct Embedder {
@@ -48,25 +87,26 @@ impl Embedder {
         request
     }
 
-    /// Asks which model embeds, and names its collection.
-    pub(crate) async fn model(&self) -> Result<(String, CollectionSpec), DeliveryError> {
+    /// Asks which models embed, and names their collections.
+    pub(crate) async fn models(&self) -> Result<Models, DeliveryError> {
         let answer = self
             .client
             .clone()
             .list_models(self.request(ListModelsRequest {}))
             .await
             .map_err(|status| failure(&status))?;
-        let models = answer.into_inner().models;
-        let wanted = models
-            .into_iter()
-            .find(|model| if self.model.is_empty() { model.default } else { model.name == self.model });
-        // Transient: the service may be restarted with the model; no key is at fault.
-        let model = wanted.ok_or_else(|| {
-            let message = format!("the embedding service doesn't serve the model {:?}", self.model);
-            DeliveryError::new(ErrorClass::Transient, message)
-        })?;
-        let dimensions = usize::try_from(model.dimensions).unwrap_or(0);
-        Ok((model.name.clone(), CollectionSpec::for_model(&model.name, dimensions)))
+        let served = answer.into_inner().models;
+        let wanted = served
+            .iter()
+            .find(|model| if self.model.is_empty() { model.default } else { model.name == self.model })
+            .map(|model| model.name.clone());
+        let models = served.into_iter().map(|model| {
+            let dimensions = usize::try_from(model.dimensions).unwrap_or(0);
+            let collection = CollectionSpec::for_model(&model.name, dimensions);
+            Model { name: model.name, collection }
+        });
+        let wanted = wanted.or_else(|| Some(self.model.clone()).filter(|model| !model.is_empty()));
+        Ok(Models { served: models.collect(), wanted: wanted.unwrap_or_default() })
     }
 
     /// Embeds documents under `model`: one answer a text, in order.

@@ -1,12 +1,14 @@
 //! The outbox relay: carries what Postgres says to the stores that mirror it, and tells
 //! operators what is still on its way.
 
+mod bulk;
 mod config;
 mod embedder;
 mod grpc;
 mod grpc_verify;
 mod llm_sink;
 mod qdrant_sink;
+mod target;
 mod verify;
 
 pub use config::{Config, ScrubConfig, VerifyConfig};
@@ -27,6 +29,7 @@ use waybill_storage::Db;
 use waybill_vectors::Vectors;
 
 use crate::{
+    bulk::BulkKeeper,
     embedder::Embedder,
     grpc::RelayGrpc,
     grpc_verify::VerifyGrpc,
@@ -59,6 +62,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
     let embedder = Embedder::new(deps.embedding, config.model.clone(), config.embed_timeout());
     let qdrant = Arc::new(QdrantSink::new(deps.db.clone(), deps.vectors.clone(), embedder, config.alias.clone()));
     let llm = LlmSink::new(deps.db.clone(), deps.queue.clone());
+    let keeper = BulkKeeper { db: deps.db.clone(), vectors: deps.vectors.clone(), alias: config.alias.clone() };
     let verifier = Verifier {
         db: deps.db.clone(),
         vectors: deps.vectors,
@@ -78,6 +82,11 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
 
     let tasks = shutdown.tasks();
     let scrubber = Scrubber { verifier, config: config.scrub.clone(), owner };
+    let stopping = shutdown.soft();
+    tasks.spawn("bulk keeper", async {
+        keeper.run(stopping).await;
+        Ok(())
+    });
     let stopping = shutdown.soft();
     tasks.spawn("scrubber", async {
         scrubber.run(stopping).await;

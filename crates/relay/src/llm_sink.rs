@@ -101,6 +101,7 @@ impl Sink for LlmSink {
                 key,
                 version: versions.get(&key).copied(),
                 reference: sent.remove(&key),
+                generation: 0,
             })
             .collect())
     }

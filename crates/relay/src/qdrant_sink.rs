@@ -1,88 +1,46 @@
 //! The sink that keeps the vector store equal to Postgres.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::collections::HashSet;
 
 use async_trait::async_trait;
 use serde_json::Value;
 use uuid::Uuid;
-use waybill_domain::{CrashPoint, ErrorClass, Kind, ProjectId, SinkName};
+use waybill_domain::{CrashPoint, Kind, ProjectId, SinkName};
 use waybill_outbox::{DeliveryError, Key, Permit, Sink};
 use waybill_storage::{
-    Db, StorageError,
+    Db,
     points::{self, PointRow},
     settle::Confirmed,
 };
-use waybill_vectors::{CollectionSpec, PointWrite, VectorError, Vectors};
+use waybill_vectors::{PointWrite, Vectors};
 
-use crate::embedder::Embedder;
+use crate::{
+    embedder::{Embedder, Model, Models},
+    target::{Target, Targets, database},
+};
 
 /// Delivers chunks, facts and entities to Qdrant.
 pub(crate) struct QdrantSink {
     db: Db,
     vectors: Vectors,
     embedder: Embedder,
-    alias: String,
-    /// What was ensured to be there; forgotten when the store says otherwise.
-    target: Mutex<Option<Arc<Target>>>,
-}
-
-/// Where points go.
-struct Target {
-    model: String,
-    collection: CollectionSpec,
+    targets: Targets,
 }
 
 impl QdrantSink {
     pub(crate) fn new(db: Db, vectors: Vectors, embedder: Embedder, alias: String) -> Self {
-        Self { db, vectors, embedder, alias, target: Mutex::new(None) }
-    }
-
-    fn known_target(&self) -> Option<Arc<Target>> {
-        self.target.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let targets = Targets::new(db.clone(), vectors.clone(), embedder.clone(), alias);
+        Self { db, vectors, embedder, targets }
     }
 
     /// Has the next delivery make sure that the collection and its alias are there.
     pub(crate) fn forget_target(&self) {
-        self.remember(None);
+        self.targets.forget();
     }
 
-    fn remember(&self, target: Option<Arc<Target>>) {
-        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
-    }
-
-    /// Finds out where points go, and makes sure that it is there. Two deliveries may do so at
-    /// once: it can be done twice.
-    async fn target(&self) -> Result<Arc<Target>, DeliveryError> {
-        if let Some(target) = self.known_target() {
-            return Ok(target);
-        }
-        let (model, collection) = self.embedder.model().await?;
-        self.vectors.ensure_collection(&collection, &self.alias).await.map_err(|error| self.failure(&error))?;
-        let live = self.vectors.alias_target(&self.alias).await.map_err(|error| self.failure(&error))?;
-        if live.as_ref() != Some(&collection.name) {
-            // Every key is confirmed for the other collection: filling this one would take a
-            // new start, and searching it before that would find next to nothing.
-            let message = format!(
-                "alias {:?} points to {live:?}, made by another model than {model:?}: configure that model, or delete the alias and its collection",
-                self.alias
-            );
-            return Err(DeliveryError::new(ErrorClass::Transient, message));
-        }
-        let target = Arc::new(Target { model, collection });
-        self.remember(Some(Arc::clone(&target)));
-        Ok(target)
-    }
-
-    fn failure(&self, error: &VectorError) -> DeliveryError {
-        if matches!(error, VectorError::CollectionMissing(_) | VectorError::CollectionMismatch { .. }) {
-            self.remember(None);
-        }
-        let mut failure = DeliveryError::new(error.class(), error.to_string());
-        failure.retry_after = error.retry_after();
-        failure
+    /// Asks which models embed.
+    pub(crate) async fn models(&self) -> Result<Models, DeliveryError> {
+        self.embedder.models().await
     }
 
     /// Loads the rows that exist, and deletes the points of those that don't.
@@ -105,30 +63,32 @@ impl QdrantSink {
         rows.extend(points::load(&self.db, &absent).await.map_err(|error| database(&error))?);
         absent = self::absent(keys, &rows);
         let ids: Vec<Uuid> = absent.iter().map(|key| key.1).collect();
-        let time_left = permit.time_left()?;
-        self.vectors
-            .delete(&target.collection.name, &ids, bound, time_left)
-            .await
-            .map_err(|error| self.failure(&error))?;
+        for model in &target.models {
+            let time_left = permit.time_left()?;
+            self.vectors
+                .delete(&model.collection.name, &ids, bound, time_left)
+                .await
+                .map_err(|error| self.targets.failure(&error))?;
+        }
         Ok(rows)
     }
 
-    async fn upsert(&self, target: &Target, rows: Vec<PointRow>, permit: &Permit) -> Result<(), DeliveryError> {
+    async fn upsert(&self, model: &Model, rows: &[PointRow], permit: &Permit) -> Result<(), DeliveryError> {
         if rows.is_empty() {
             return Ok(());
         }
         let texts = rows.iter().map(|row| row.text.clone()).collect();
-        let embedded = match self.embedder.embed(&target.model, target.collection.dimensions, texts).await {
+        let embedded = match self.embedder.embed(&model.name, model.collection.dimensions, texts).await {
             Ok(embedded) => embedded,
             Err(error) => {
                 // The service may have come back with another model: ask again.
-                self.remember(None);
+                self.targets.forget();
                 return Err(error);
             }
         };
         CrashPoint::Embed.hit();
         let writes = rows
-            .into_iter()
+            .iter()
             .zip(embedded)
             .map(|(row, embedded)| PointWrite {
                 id: row.id,
@@ -136,8 +96,8 @@ impl QdrantSink {
                 kind: row.kind,
                 source_id: row.source_id,
                 version: row.version,
-                metadata: match row.metadata {
-                    Value::Object(metadata) => metadata,
+                metadata: match &row.metadata {
+                    Value::Object(metadata) => metadata.clone(),
                     _ => serde_json::Map::new(),
                 },
                 dense: embedded.dense,
@@ -145,7 +105,8 @@ impl QdrantSink {
             })
             .collect();
         let time_left = permit.time_left()?;
-        self.vectors.upsert(&target.collection.name, writes, time_left).await.map_err(|error| self.failure(&error))
+        let written = self.vectors.upsert(&model.collection.name, writes, time_left).await;
+        written.map_err(|error| self.targets.failure(&error))
     }
 }
 
@@ -156,28 +117,35 @@ impl Sink for QdrantSink {
     }
 
     async fn deliver(&self, keys: &[Key], permit: &Permit) -> Result<Vec<Confirmed>, DeliveryError> {
-        let target = self.target().await?;
+        let target = self.targets.get().await?;
+        let generation = target.index.generation;
         let ids: Vec<(Kind, Uuid)> = keys.iter().map(|key| (key.kind, key.id)).collect();
         let rows = self.load_or_delete(&target, &ids, permit).await?;
         let present = rows.iter().map(|row| (row.kind, row.id, Some(row.version)));
         let gone = absent(&ids, &rows).into_iter().map(|(kind, key)| (kind, key, None));
-        let confirmed =
-            present.chain(gone).map(|(kind, key, version)| Confirmed { kind, key, version, reference: None }).collect();
-        self.upsert(&target, rows, permit).await?;
+        let confirmed = present
+            .chain(gone)
+            .map(|(kind, key, version)| Confirmed { kind, key, version, reference: None, generation })
+            .collect();
+        for model in &target.models {
+            self.upsert(model, &rows, permit).await?;
+        }
         Ok(confirmed)
     }
 
     async fn probe(&self) -> Result<(), DeliveryError> {
         // Whatever a delivery goes through: the embedding service and its provider, with a text
         // that no cache has, and the collection.
-        self.remember(None);
-        let target = self.target().await?;
-        let text = format!("waybill probe {}", Uuid::now_v7());
-        self.embedder.embed(&target.model, target.collection.dimensions, vec![text]).await?;
-        self.vectors
-            .count(&target.collection.name, Some(ProjectId::from_uuid(Uuid::nil())))
-            .await
-            .map_err(|error| self.failure(&error))?;
+        self.targets.forget();
+        let target = self.targets.get().await?;
+        for Model { name, collection } in &target.models {
+            let text = format!("waybill probe {}", Uuid::now_v7());
+            self.embedder.embed(name, collection.dimensions, vec![text]).await?;
+            self.vectors
+                .count(&collection.name, Some(ProjectId::from_uuid(Uuid::nil())))
+                .await
+                .map_err(|error| self.targets.failure(&error))?;
+        }
         Ok(())
     }
 }
@@ -185,9 +153,4 @@ impl Sink for QdrantSink {
 fn absent(keys: &[(Kind, Uuid)], rows: &[PointRow]) -> Vec<(Kind, Uuid)> {
     let present: HashSet<(Kind, Uuid)> = rows.iter().map(|row| (row.kind, row.id)).collect();
     keys.iter().copied().filter(|key| !present.contains(key)).collect()
-}
-
-fn database(error: &StorageError) -> DeliveryError {
-    // Never the key's fault, whatever the class: Postgres doesn't know yet what it is for.
-    DeliveryError::new(ErrorClass::Transient, format!("load the current rows: {error}"))
 }

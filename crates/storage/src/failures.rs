@@ -252,61 +252,6 @@ pub async fn dispose(db: &Db, filter: &LetterFilter, disposal: Disposal, limit: 
     Ok(taken.unsigned_abs())
 }
 
-/// That a sink is paused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pause {
-    /// The sink.
-    pub sink: SinkName,
-    /// Who paused it.
-    pub paused_by: String,
-    /// Why.
-    pub reason: String,
-    /// When.
-    pub paused_at: DateTime<Utc>,
-}
-
-/// Pauses a sink for all relays, until somebody resumes it. One that is paused keeps who,
-/// when and why of the first. Returns how it is paused now, and whether this call did it.
-///
-/// # Errors
-/// If the statement fails.
-pub async fn pause(db: &Db, sink: SinkName, paused_by: &str, reason: &str) -> Result<(Pause, bool)> {
-    let row = sqlx::query!(
-        r#"INSERT INTO sink_pause (sink, paused_by, reason) VALUES ($1, $2, $3)
-           ON CONFLICT (sink) DO UPDATE SET reason = sink_pause.reason
-           RETURNING paused_by, reason, paused_at, xmax = 0 AS "is_new!""#,
-        sink.as_str(),
-        paused_by,
-        reason
-    )
-    .fetch_one(db.pool())
-    .await?;
-    Ok((Pause { sink, paused_by: row.paused_by, reason: row.reason, paused_at: row.paused_at }, row.is_new))
-}
-
-/// Resumes a sink. Returns how it had been paused, if it was.
-///
-/// # Errors
-/// If the statement fails.
-pub async fn resume(db: &Db, sink: SinkName) -> Result<Option<Pause>> {
-    let row =
-        sqlx::query!("DELETE FROM sink_pause WHERE sink = $1 RETURNING paused_by, reason, paused_at", sink.as_str())
-            .fetch_optional(db.pool())
-            .await?;
-    Ok(row.map(|row| Pause { sink, paused_by: row.paused_by, reason: row.reason, paused_at: row.paused_at }))
-}
-
-/// Says whether and how a sink is paused.
-///
-/// # Errors
-/// If the statement fails.
-pub async fn paused(db: &Db, sink: SinkName) -> Result<Option<Pause>> {
-    let row = sqlx::query!("SELECT paused_by, reason, paused_at FROM sink_pause WHERE sink = $1", sink.as_str())
-        .fetch_optional(db.pool())
-        .await?;
-    Ok(row.map(|row| Pause { sink, paused_by: row.paused_by, reason: row.reason, paused_at: row.paused_at }))
-}
-
 fn kind(name: &str) -> Result<Kind> {
     name.parse().map_err(|error| StorageError::Corrupt(format!("a failed key: {error}")))
 }

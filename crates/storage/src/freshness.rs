@@ -37,6 +37,8 @@ pub struct Awaited {
 /// of theirs is not confirmed at its current version, or the source itself is older than what
 /// is waited for (Postgres was restored from a backup).
 ///
+/// What was confirmed of a collection that has been lost since does not count, see [`crate::index`].
+///
 /// A source that is gone counts as shown. Search reads each hit's row from Postgres, so a
 /// deleted source can't come up, delivered or not; which points it had is not known any more.
 ///
@@ -51,7 +53,7 @@ pub async fn unconfirmed(db: &Db, awaited: &[Awaited]) -> Result<Vec<Awaited>> {
            WHERE (SELECT s.version < w.version FROM source s WHERE s.id = w.id) IS TRUE
               OR (SELECT true FROM chunk c
                   WHERE c.source_id = w.id AND (
-                      SELECT i.version >= c.version FROM index_state i
+                      SELECT i.version >= c.version AND i.generation >= (SELECT x.generation FROM vector_index x) FROM index_state i
                       WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE
                   LIMIT 1) IS TRUE"#,
         &awaited.iter().map(|awaited| awaited.source.as_uuid()).collect::<Vec<_>>(),

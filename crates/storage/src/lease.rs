@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use waybill_domain::{Lane, RelayId, SinkName};
 
 use crate::{
@@ -43,7 +44,8 @@ pub struct Heartbeat {
     pub next_expiry: Option<Duration>,
 }
 
-/// Says that `owner` is alive and renews its leases, both for `term`.
+/// Says that `owner` is alive and renews its leases, both for `term`. `still_for` is the pause, by
+/// when it began, that the owner has seen and since which it has nothing under way.
 ///
 /// A lease that somebody else has taken meanwhile is not among those that come back.
 ///
@@ -54,6 +56,7 @@ pub async fn heartbeat(
     sink: SinkName,
     owner: RelayId,
     held: &[LaneLease],
+    still_for: Option<DateTime<Utc>>,
     term: Duration,
     timeout: Duration,
 ) -> Result<Heartbeat> {
@@ -62,11 +65,13 @@ pub async fn heartbeat(
     within(timeout, async {
         let mut tx = db.pool().begin().await?;
         sqlx::query!(
-            "INSERT INTO relay_member (sink, owner, lease_until) VALUES ($1, $2, now() + $3 * interval '1 millisecond')
-             ON CONFLICT (sink, owner) DO UPDATE SET lease_until = EXCLUDED.lease_until",
+            "INSERT INTO relay_member (sink, owner, lease_until, still_for)
+             VALUES ($1, $2, now() + $3 * interval '1 millisecond', $4)
+             ON CONFLICT (sink, owner) DO UPDATE SET lease_until = EXCLUDED.lease_until, still_for = EXCLUDED.still_for",
             sink.as_str(),
             owner.as_uuid(),
-            term_ms
+            term_ms,
+            still_for
         )
         .execute(&mut *tx)
         .await?;

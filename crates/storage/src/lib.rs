@@ -6,6 +6,7 @@
 
 pub mod backlog;
 mod bell;
+pub mod bulk;
 pub mod cache;
 mod db;
 mod ear;
@@ -14,9 +15,11 @@ pub mod extractions;
 pub mod failures;
 pub mod freshness;
 pub mod hydrate;
+pub mod index;
 pub mod jobs;
 pub mod lease;
 pub mod outbox;
+pub mod pauses;
 pub mod points;
 pub mod projects;
 pub mod queue_state;

@@ -66,8 +66,10 @@ pub struct Tail {
     pub last_seq: i64,
     /// Taken after `last_seq` was read.
     pub snapshot: Snapshot,
-    /// Whether an operator has paused the sink.
-    pub is_paused: bool,
+    /// Since when the sink is paused, if it is.
+    pub paused_at: Option<DateTime<Utc>>,
+    /// Whether somebody loads very much.
+    pub is_bulk: bool,
 }
 
 /// A [`Tail`] that bounds its writers: every row at or below `tail.last_seq` is of a
@@ -115,13 +117,14 @@ impl OutboxReader {
             let row = sqlx::query!(
                 r#"SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS "last_seq!",
                           pg_current_snapshot()::text AS "snapshot!",
-                          EXISTS (SELECT FROM sink_pause WHERE sink = $1) AS "is_paused!"
+                          (SELECT paused_at FROM sink_pause WHERE sink = $1 AND (until IS NULL OR until > now())) AS paused_at,
+                          EXISTS (SELECT FROM bulk_load WHERE until > now()) AS "is_bulk!"
                    FROM outbox_seq"#,
                 sink.as_str()
             )
             .fetch_one(connection)
             .await?;
-            Ok(Tail { last_seq: row.last_seq, snapshot: Snapshot::parse(&row.snapshot)?, is_paused: row.is_paused })
+            Ok(Tail { last_seq: row.last_seq, snapshot: Snapshot::parse(&row.snapshot)?, paused_at: row.paused_at, is_bulk: row.is_bulk })
         })
         .await
     }
@@ -141,14 +144,15 @@ impl OutboxReader {
             .await?;
             let row = sqlx::query!(
                 r#"SELECT pg_current_xact_id()::text AS "xid!", pg_current_snapshot()::text AS "snapshot!",
-                          EXISTS (SELECT FROM sink_pause WHERE sink = $1) AS "is_paused!""#,
+                          (SELECT paused_at FROM sink_pause WHERE sink = $1 AND (until IS NULL OR until > now())) AS paused_at,
+                          EXISTS (SELECT FROM bulk_load WHERE until > now()) AS "is_bulk!""#,
                 sink.as_str()
             )
             .fetch_one(connection)
             .await?;
             let xid = row.xid.parse().map_err(|_| StorageError::Corrupt(format!("unreadable xid {:?}", row.xid)))?;
             let snapshot = Snapshot::parse(&row.snapshot)?;
-            Ok(Fence { tail: Tail { last_seq, snapshot, is_paused: row.is_paused }, xid })
+            Ok(Fence { tail: Tail { last_seq, snapshot, paused_at: row.paused_at, is_bulk: row.is_bulk }, xid })
         })
         .await
     }
@@ -283,4 +287,24 @@ pub async fn trim_tombstones(db: &Db, retention: Duration, step: i64) -> Result<
     .execute(db.pool())
     .await?;
     Ok(done.rows_affected())
+}
+
+/// Returns the last position handed out, committed or not.
+///
+/// # Errors
+/// If the statement fails.
+pub async fn last_seq(db: &Db) -> Result<i64> {
+    Ok(sqlx::query_scalar!(r#"SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS "last_seq!" FROM outbox_seq"#)
+        .fetch_one(db.pool())
+        .await?)
+}
+
+/// Returns up to where all lanes of `sink` are settled, with nothing more to appear there.
+///
+/// # Errors
+/// If the statement fails.
+pub async fn closed_seq(db: &Db, sink: SinkName) -> Result<i64> {
+    Ok(sqlx::query_scalar!(r#"SELECT min(closed_seq) AS "closed!" FROM outbox_cursor WHERE sink = $1"#, sink.as_str())
+        .fetch_one(db.pool())
+        .await?)
 }

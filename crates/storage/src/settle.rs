@@ -23,6 +23,8 @@ pub struct Confirmed {
     pub version: Option<i64>,
     /// Under which name the sink holds it, where it gives names: the message's id.
     pub reference: Option<String>,
+    /// The generation of the index that the delivery wrote to, see [`crate::index`]; 0 for others.
+    pub generation: i32,
 }
 
 /// A key that the sink refused while it took others.
@@ -112,17 +114,21 @@ pub async fn settle(
             let keys: Vec<Uuid> = confirmed.iter().map(|c| c.key).collect();
             let versions: Vec<i64> = confirmed.iter().map(|c| c.version.unwrap_or(0)).collect();
             let deleted: Vec<bool> = confirmed.iter().map(|c| c.version.is_none()).collect();
+            let generations: Vec<i32> = confirmed.iter().map(|c| c.generation).collect();
             sqlx::query!(
-                "INSERT INTO index_state (sink, kind, key, version, deleted)
-                 SELECT $1, kind, key, version, deleted
-                 FROM unnest($2::text[], $3::uuid[], $4::bigint[], $5::boolean[]) AS c (kind, key, version, deleted)
+                "INSERT INTO index_state (sink, kind, key, version, deleted, generation)
+                 SELECT $1, kind, key, version, deleted, generation
+                 FROM unnest($2::text[], $3::uuid[], $4::bigint[], $5::boolean[], $6::integer[])
+                     AS c (kind, key, version, deleted, generation)
                  ON CONFLICT (sink, kind, key) DO UPDATE
-                 SET version = greatest(index_state.version, EXCLUDED.version), deleted = EXCLUDED.deleted, confirmed_at = now()",
+                 SET version = greatest(index_state.version, EXCLUDED.version), deleted = EXCLUDED.deleted,
+                     generation = EXCLUDED.generation, confirmed_at = now()",
                 sink.as_str(),
                 &kinds,
                 &keys,
                 &versions,
-                &deleted
+                &deleted,
+                &generations
             )
             .execute(&mut *tx)
             .await?;
@@ -282,8 +288,8 @@ async fn record_queued(connection: &mut PgConnection, confirmed: &[&Confirmed]) 
 /// If the statement fails.
 pub async fn confirmed(db: &Db, sink: SinkName, kind: Kind, keys: &[Uuid]) -> Result<Vec<Confirmed>> {
     let rows = sqlx::query!(
-        r#"SELECT k.key AS "key!", i.version, i.deleted FROM unnest($3::uuid[]) AS k (key) CROSS JOIN LATERAL (
-               SELECT s.version, s.deleted FROM index_state s
+        r#"SELECT k.key AS "key!", i.version, i.deleted, i.generation FROM unnest($3::uuid[]) AS k (key) CROSS JOIN LATERAL (
+               SELECT s.version, s.deleted, s.generation FROM index_state s
                WHERE s.sink = $1 AND s.kind = $2 AND s.key = k.key LIMIT 1) AS i"#,
         sink.as_str(),
         kind.as_str(),
@@ -293,6 +299,12 @@ pub async fn confirmed(db: &Db, sink: SinkName, kind: Kind, keys: &[Uuid]) -> Re
     .await?;
     Ok(rows
         .into_iter()
-        .map(|row| Confirmed { kind, key: row.key, version: (!row.deleted).then_some(row.version), reference: None })
+        .map(|row| Confirmed {
+            kind,
+            key: row.key,
+            version: (!row.deleted).then_some(row.version),
+            reference: None,
+            generation: row.generation,
+        })
         .collect())
 }

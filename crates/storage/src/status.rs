@@ -75,12 +75,14 @@ pub async fn sink_lag(db: &Db, sink: SinkName) -> Result<SinkLag> {
                UNION ALL SELECT version FROM entity WHERE u.kind = 'entity' AND id = u.key) AS k ON true
            LEFT JOIN llm_request r ON u.kind = 'llm_request' AND r.id = u.key
            LEFT JOIN LATERAL (
-               SELECT s.version, s.deleted FROM index_state s
+               SELECT s.version, s.deleted, s.confirmed_at FROM index_state s
                WHERE s.sink = $1 AND s.kind = u.kind AND s.key = u.key LIMIT 1) AS i ON true
            CROSS JOIN LATERAL (SELECT CASE
                WHEN u.kind = 'llm_request' THEN coalesce(r.state = 'pending', false)
                WHEN k.version IS NULL THEN i.version IS NOT NULL AND NOT i.deleted
-               ELSE i.version IS NULL OR i.deleted OR i.version < k.version END AS dirty) AS d
+               ELSE i.version IS NULL OR i.deleted OR i.version < k.version
+                    -- Asked for again, whatever was confirmed.
+                    OR i.confirmed_at < u.created_at END AS dirty) AS d
            GROUP BY u.lane"#,
         sink.as_str(),
         LAG_ROWS_MAX

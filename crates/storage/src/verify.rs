@@ -45,6 +45,8 @@ pub struct Claim {
     pub version: i64,
     /// Whether the sink confirmed that it shows nothing of the key.
     pub deleted: bool,
+    /// Whether it speaks of a collection that was lost since, see [`crate::index`].
+    pub void: bool,
 }
 
 /// Everything that Postgres says of a key, in one snapshot.
@@ -62,7 +64,7 @@ pub struct KeyState {
 }
 
 impl KeyState {
-    /// Says whether the sink confirmed the row as it is.
+    /// Says whether the sink confirmed the row as it is, be it under an earlier generation.
     #[must_use]
     pub fn is_confirmed(&self) -> bool {
         let (Some(row), Some(claim)) = (&self.row, &self.claim) else { return false };
@@ -156,9 +158,10 @@ pub async fn rows_of_source(db: &Db, source: SourceId, from: Uuid, limit: i64) -
 pub async fn claims(db: &Db, sink: SinkName, from: Uuid, limit: i64) -> Result<Vec<Claim>> {
     let rows = sqlx::query_as!(
         ClaimRow,
-        r#"SELECT i.kind AS "kind!", i.key AS "key!", i.version AS "version!", i.deleted AS "deleted!"
+        r#"SELECT i.kind AS "kind!", i.key AS "key!", i.version AS "version!", i.deleted AS "deleted!",
+                  i.generation < (SELECT x.generation FROM vector_index x) AS "void!"
            FROM unnest($4::text[]) AS k (kind) CROSS JOIN LATERAL (
-               SELECT s.kind, s.key, s.version, s.deleted FROM index_state s
+               SELECT s.kind, s.key, s.version, s.deleted, s.generation FROM index_state s
                WHERE s.sink = $1 AND s.kind = k.kind AND s.key >= $2 ORDER BY s.key LIMIT $3) AS i
            ORDER BY i.key LIMIT $3"#,
         sink.as_str(),
@@ -261,9 +264,10 @@ async fn claims_on(connection: &mut PgConnection, sink: SinkName, keys: &[Uuid])
     // LIMIT keeps the planner from making a join of it, see `sources::read`.
     let rows = sqlx::query_as!(
         ClaimRow,
-        r#"SELECT i.kind AS "kind!", i.key AS "key!", i.version AS "version!", i.deleted AS "deleted!"
+        r#"SELECT i.kind AS "kind!", i.key AS "key!", i.version AS "version!", i.deleted AS "deleted!",
+                  i.generation < (SELECT x.generation FROM vector_index x) AS "void!"
            FROM unnest($2::uuid[]) AS w (key) CROSS JOIN unnest($3::text[]) AS k (kind) CROSS JOIN LATERAL (
-               SELECT s.kind, s.key, s.version, s.deleted FROM index_state s
+               SELECT s.kind, s.key, s.version, s.deleted, s.generation FROM index_state s
                WHERE s.sink = $1 AND s.kind = k.kind AND s.key = w.key LIMIT 1) AS i"#,
         sink.as_str(),
         keys,
@@ -333,13 +337,14 @@ struct ClaimRow {
     key: Uuid,
     version: i64,
     deleted: bool,
+    void: bool,
 }
 
 impl TryFrom<ClaimRow> for Claim {
     type Error = StorageError;
 
     fn try_from(row: ClaimRow) -> Result<Self> {
-        Ok(Self { kind: kind(&row.kind)?, key: row.key, version: row.version, deleted: row.deleted })
+        Ok(Self { kind: kind(&row.kind)?, key: row.key, version: row.version, deleted: row.deleted, void: row.void })
     }
 }
 

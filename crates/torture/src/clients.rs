@@ -19,7 +19,6 @@ use crate::{
     compare,
     history::History,
     oracle::{Content, Oracle, State, Tick},
-    strike::Wipes,
     world::World,
 };
 
@@ -38,9 +37,6 @@ const RETRY_MS: std::ops::Range<u64> = 50..500;
 /// How long an unclear answer is asked for again when the run is over.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long after a wipe a confirmed source may be missing: until everything was compared.
-const MENDED: Duration = Duration::from_secs(60);
-
 /// A source of ours that is there.
 #[derive(Debug, Clone)]
 struct Owned {
@@ -50,8 +46,6 @@ struct Owned {
     draft: Draft,
     version: i64,
     token: String,
-    /// When it was acknowledged, by the clock of the history.
-    acknowledged: Duration,
     /// What it said before.
     old_word: Option<String>,
 }
@@ -67,7 +61,6 @@ pub(crate) struct Client {
     world: Arc<World>,
     oracle: Arc<Oracle>,
     history: Arc<History>,
-    wipes: Arc<Wipes>,
     stopping: CancellationToken,
     live: Vec<Owned>,
     /// Deleted for sure, with nothing under way: free to be put again.
@@ -84,13 +77,12 @@ pub(crate) struct Shared {
     pub(crate) world: Arc<World>,
     pub(crate) oracle: Arc<Oracle>,
     pub(crate) history: Arc<History>,
-    pub(crate) wipes: Arc<Wipes>,
     pub(crate) stopping: CancellationToken,
 }
 
 impl Client {
     pub(crate) fn new(index: usize, calls: Calls, shared: Shared) -> Self {
-        let Shared { seed, world, oracle, history, wipes, stopping } = shared;
+        let Shared { seed, world, oracle, history, stopping } = shared;
         Self {
             who: format!("client {index}"),
             index,
@@ -101,7 +93,6 @@ impl Client {
             world,
             oracle,
             history,
-            wipes,
             stopping,
             live: Vec::new(),
             gone: Vec::new(),
@@ -236,18 +227,8 @@ impl Client {
                         self.history.violation(&self.who, text, json!({ "request": request_id }));
                     }
                     self.oracle.settle(&uri, State::Present { content, version: Some(put.version) });
-                    // What is unchanged was confirmed when it was written, and may be lost since.
-                    let acknowledged = kept.map_or_else(|| self.history.now(), |old| old.acknowledged);
                     let old_word = old.map(|old| old.draft.content.word).filter(|old| *old != draft.content.word);
-                    let owned = Owned {
-                        uri,
-                        base,
-                        draft,
-                        version: put.version,
-                        token: put.freshness_token,
-                        acknowledged,
-                        old_word,
-                    };
+                    let owned = Owned { uri, base, draft, version: put.version, token: put.freshness_token, old_word };
                     self.live.push(owned.clone());
                     if self.random.random_bool(0.6) {
                         self.search_as_fresh(owned).await;
@@ -335,11 +316,6 @@ impl Client {
         let Some(found) = self.answered("token search", &word, began, answer) else { return };
         self.history.count("token searches answered");
         if found.hits.iter().any(|hit| hit.source_uri == owned.uri && hit.text.contains(&word)) {
-            return;
-        }
-        let now = self.history.now();
-        if self.wipes.any_between(owned.acknowledged.max(now.saturating_sub(MENDED)), now) {
-            self.history.count("token searches that missed what a wipe had taken");
             return;
         }
         let text = format!("a search with the token of {} does not find {word}", owned.uri);

@@ -125,7 +125,6 @@ pub async fn run(options: &Options, stop: CancellationToken) -> anyhow::Result<R
         world: Arc::clone(&world),
         oracle: Arc::clone(&oracle),
         history: Arc::clone(&history),
-        wipes: Arc::clone(&wipes),
         stopping: clients_stop.clone(),
     };
     let mut clients = JoinSet::new();

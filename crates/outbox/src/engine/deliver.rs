@@ -28,7 +28,7 @@ impl Engine {
             let (sink, timeout) = (Arc::clone(&self.sink), self.config.probe_timeout());
             self.probing = Some(Box::pin(async move { probe(&*sink, timeout).await }));
         }
-        if self.is_paused || !self.knows_parked {
+        if self.paused_at.is_some() || !self.knows_parked {
             return;
         }
         // Suspects have a slot of their own: however long they take, the others go on.
@@ -153,9 +153,10 @@ impl Engine {
     fn fit_batch(&mut self, keys: usize, elapsed: Duration) {
         let target = Duration::from_millis(self.config.delivery_target_ms);
         if elapsed > target * 3 / 2 {
-            self.batch_keys = (self.batch_keys / 2).max(BATCH_KEYS_MIN).min(self.config.batch_keys_max);
+            self.batch_keys = (self.batch_keys / 2).max(BATCH_KEYS_MIN);
         } else if elapsed < target / 2 && keys == self.batch_keys {
-            self.batch_keys = (self.batch_keys * 2).min(self.config.batch_keys_max);
+            self.batch_keys *= 2;
         }
+        self.batch_keys = self.batch_keys.min(self.batch_keys_max());
     }
 }

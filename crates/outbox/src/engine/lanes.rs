@@ -29,13 +29,16 @@ impl Engine {
         let (db, sink, owner) = (self.db.clone(), self.sink.name(), self.owner);
         let (term, timeout) = (self.config.term(), self.config.statement_timeout());
         self.next_heartbeat = Instant::now() + term / 3;
+        // Nothing begins while it is paused, so this is true until the pause ends.
+        let still_for = self.still();
+        self.still_for = still_for;
         self.beating = Some(Box::pin(async move {
             if !leaves.is_empty() {
                 lease::release(&db, sink, owner, &leaves, timeout).await?;
             }
             // Counted from before the request: the lease can't have begun later.
             let asked = Instant::now();
-            let beat = lease::heartbeat(&db, sink, owner, &held, term, timeout).await?;
+            let beat = lease::heartbeat(&db, sink, owner, &held, still_for, term, timeout).await?;
             let room =
                 fair_share(beat.members, beat.rank).saturating_sub(u32::try_from(beat.held.len()).unwrap_or(u32::MAX));
             let taken = if room > 0 && beat.free > 0 && !(any_busy && held.is_empty()) {
@@ -55,6 +58,7 @@ impl Engine {
                 tracing::warn!(%sink, %error, "heartbeat failed, tried again");
                 self.stats.error(format!("heartbeat: {error}"));
                 self.next_heartbeat = self.next_heartbeat.min(Instant::now() + Duration::from_millis(500));
+                // Whether it was written down is not known; it is written again.
                 return;
             }
         };

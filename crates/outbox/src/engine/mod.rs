@@ -7,6 +7,7 @@ mod settle;
 
 use std::{collections::HashSet, pin::Pin, sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use futures::future::pending;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -69,8 +70,12 @@ pub struct Engine {
     probing: Slot<Result<(), DeliveryError>>,
     /// The delivery of suspects that is under way: one at a time.
     suspects: Option<Ticket>,
-    /// An operator has stopped the sink.
-    is_paused: bool,
+    /// Since when the sink is paused, if it is.
+    paused_at: Option<DateTime<Utc>>,
+    /// The pause of which the others were told that nothing is under way here.
+    still_for: Option<DateTime<Utc>>,
+    /// Somebody loads very much.
+    is_bulk: bool,
 
     /// Keys that wait for another try are looked up.
     parking: Slot<Result<Vec<Parked>, StorageError>>,
@@ -116,7 +121,9 @@ impl Engine {
             vitals: Vitals::default(),
             probing: None,
             suspects: None,
-            is_paused: false,
+            paused_at: None,
+            still_for: None,
+            is_bulk: false,
             parking: None,
             next_parking: now,
             knows_parked: false,
@@ -194,7 +201,7 @@ impl Engine {
                 self.log.in_flight(),
                 self.log.delayed(),
                 self.breaker.state(Instant::now()),
-                self.is_paused,
+                self.paused_at.is_some(),
             );
         }
         trimmer.abort();
@@ -220,7 +227,7 @@ impl Engine {
             (!stopping && self.reading.is_none() && holds_lanes, self.next_poll),
             (!stopping && self.settling.is_none() && holds_lanes, self.next_cursor_write),
             (
-                !stopping && !self.is_paused && self.deliveries.is_empty() && self.log.ready() > 0,
+                !stopping && self.paused_at.is_none() && self.deliveries.is_empty() && self.log.ready() > 0,
                 self.breaker.resumes(),
             ),
             (!stopping && self.parking.is_none() && holds_lanes, self.next_parking),
@@ -238,6 +245,9 @@ impl Engine {
         if now >= self.holdings.valid_until() && self.holdings.len() > 0 {
             self.lose_everything("the leases could not be renewed in time");
         }
+        if self.beating.is_none() && self.still() != self.still_for {
+            self.next_heartbeat = now;
+        }
         if self.beating.is_none() && now >= self.next_heartbeat {
             self.start_heartbeat();
         }
@@ -251,6 +261,16 @@ impl Engine {
             self.start_deliveries(now);
         }
         self.start_settle(now, stopping);
+    }
+
+    /// Returns the pause since which nothing is under way here.
+    fn still(&self) -> Option<DateTime<Utc>> {
+        self.paused_at.filter(|_| self.deliveries.is_empty())
+    }
+
+    /// The most keys in one delivery, as things are.
+    const fn batch_keys_max(&self) -> usize {
+        if self.is_bulk { self.config.bulk_batch_keys_max } else { self.config.batch_keys_max }
     }
 
     /// How long Postgres is left alone.

@@ -68,14 +68,19 @@ impl Engine {
     fn observe_tail(&mut self, tail: &Tail) {
         self.last_seq = tail.last_seq;
         self.log.observe(&tail.snapshot);
-        if tail.is_paused != self.is_paused {
-            self.is_paused = tail.is_paused;
-            let sink = self.sink.name();
-            if tail.is_paused {
-                tracing::warn!(%sink, "paused by an operator: nothing is delivered");
+        let sink = self.sink.name();
+        if tail.paused_at != self.paused_at {
+            self.paused_at = tail.paused_at;
+            if let Some(since) = tail.paused_at {
+                tracing::warn!(%sink, %since, "paused: nothing is delivered");
             } else {
                 tracing::info!(%sink, "resumed");
             }
+        }
+        if tail.is_bulk != self.is_bulk {
+            self.is_bulk = tail.is_bulk;
+            self.batch_keys = self.batch_keys.min(self.batch_keys_max());
+            tracing::info!(%sink, is_bulk = tail.is_bulk, batch_keys_max = self.batch_keys_max(), "bulk mode");
         }
     }
 

@@ -6,6 +6,7 @@ use uuid::Uuid;
 use waybill_domain::{ErrorClass, SinkName};
 use waybill_outbox::{BreakerState, EngineConfig};
 use waybill_storage::failures::{self, Disposal, LetterFilter};
+use waybill_storage::pauses;
 use waybill_testkit::{TestDb, eventually, psql};
 
 use crate::{
@@ -230,9 +231,9 @@ async fn a_pause_holds_for_every_relay_and_outlives_them() {
     let shown = Arc::new(Shown::default());
     let store = database(&db.url);
     let first = Running::start(&db.url, &shown, config());
-    let (pause, is_new) = failures::pause(&store, SinkName::Qdrant, "ann", "disk swap").await.unwrap();
+    let (pause, is_new) = pauses::pause(&store, SinkName::Qdrant, "ann", "disk swap", None).await.unwrap();
     assert!(is_new);
-    let (kept, is_new) = failures::pause(&store, SinkName::Qdrant, "bob", "other").await.unwrap();
+    let (kept, is_new) = pauses::pause(&store, SinkName::Qdrant, "bob", "other", None).await.unwrap();
     assert!(!is_new);
     assert_eq!((kept, pause.paused_by.as_str()), (pause.clone(), "ann"));
     eventually("the relay has noticed", PATIENCE, async || first.stats.read().is_paused).await;
@@ -243,9 +244,9 @@ async fn a_pause_holds_for_every_relay_and_outlives_them() {
     let third = Running::start(&db.url, &shown, config());
     eventually("so does one that starts later", PATIENCE, async || third.stats.read().is_paused).await;
     assert_eq!(shown.points().len(), 0);
-    assert_eq!(failures::resume(&store, SinkName::Qdrant).await.unwrap(), Some(pause));
+    assert_eq!(pauses::resume(&store, SinkName::Qdrant, None).await.unwrap(), Some(pause));
     wait_until_equal(&db.url, &shown).await;
-    assert_eq!(failures::resume(&store, SinkName::Qdrant).await.unwrap(), None);
+    assert_eq!(pauses::resume(&store, SinkName::Qdrant, None).await.unwrap(), None);
     second.stop().await;
     third.stop().await;
 }

@@ -161,7 +161,7 @@ impl Postgres {
     fn tail(&self) -> Tail {
         let xmax = self.last_ended + 1;
         let running = self.running.keys().copied().filter(|&xid| xid < xmax).collect();
-        Tail { last_seq: self.last_seq, snapshot: Snapshot { xmax, running }, is_paused: false }
+        Tail { last_seq: self.last_seq, snapshot: Snapshot { xmax, running }, paused_at: None, is_bulk: false }
     }
 }
 
@@ -237,7 +237,9 @@ impl World {
         self.pg.next_xid += 1;
         let snapshot = self.pg.tail().snapshot;
         self.pg.last_ended = self.pg.last_ended.max(xid);
-        self.relays[relay].log.begin_pass(&Fence { tail: Tail { last_seq, snapshot, is_paused: false }, xid });
+        self.relays[relay]
+            .log
+            .begin_pass(&Fence { tail: Tail { last_seq, snapshot, paused_at: None, is_bulk: false }, xid });
     }
 
     fn read(&mut self, relay: usize, page: usize) -> bool {

@@ -136,7 +136,7 @@ impl MemorySink {
                     Some(version) => points.insert(key, version),
                     None => points.remove(&key),
                 };
-                Confirmed { kind: Kind::Chunk, key, version, reference: None }
+                Confirmed { kind: Kind::Chunk, key, version, reference: None, generation: 0 }
             })
             .collect())
     }

@@ -11,10 +11,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use waybill_api::relay::v1::{
-    DeadLetter, DisposeDeadLettersRequest, DisposeDeadLettersResponse, DrainRequest, DrainResponse,
-    GetDeadLetterRequest, GetStatusRequest, GetStatusResponse, LaneStatus, ListDeadLettersRequest,
-    ListDeadLettersResponse, Owner, PauseRequest, PauseResponse, RecoverRequest, ReindexRequest, ResumeRequest,
-    ResumeResponse, SinkStatus, VerifyConsistencyRequest, relay_service_server::RelayService,
+    BeginBulkLoadRequest, BeginBulkLoadResponse, DeadLetter, DisposeDeadLettersRequest, DisposeDeadLettersResponse,
+    DrainRequest, DrainResponse, EndBulkLoadRequest, EndBulkLoadResponse, GetDeadLetterRequest, GetStatusRequest,
+    GetStatusResponse, LaneStatus, ListDeadLettersRequest, ListDeadLettersResponse, Owner, PauseRequest, PauseResponse,
+    RecoverRequest, ReindexRequest, ResumeRequest, ResumeResponse, SinkStatus, VerifyConsistencyRequest,
+    relay_service_server::RelayService,
 };
 use waybill_domain::{RelayId, SinkName};
 use waybill_llm_queue::LlmQueue;
@@ -23,6 +24,7 @@ use waybill_runtime::status as answers;
 use waybill_storage::{
     Bell, Db, StorageError,
     failures::{self, Disposal},
+    pauses,
     status::{SinkLag, sink_lag},
 };
 
@@ -61,7 +63,7 @@ impl RelayGrpc {
         lag: &SinkLag,
         with_lanes: bool,
     ) -> Result<SinkStatus, Status> {
-        let pause = failures::paused(&self.db, sink).await.map_err(|error| storage(&error))?;
+        let pause = pauses::paused(&self.db, sink).await.map_err(|error| storage(&error))?;
         let retry_count = failures::parked_count(&self.db, sink).await.map_err(|error| storage(&error))?;
         let dead_letter_count = failures::letter_count(&self.db, sink).await.map_err(|error| storage(&error))?;
         let pause = pause.as_ref().map(operate::paused);
@@ -86,8 +88,9 @@ impl RelayService for RelayGrpc {
             sinks.push(self.sink_status(*sink, stats, &lag, with_lanes).await?);
         }
         let scrub = Some(self.verify.scrub_status().await?);
-        let response = GetStatusResponse { instance: self.owner.to_string(), observe_time: observed_at, sinks, scrub };
-        Ok(Response::new(response))
+        let build = self.verify.build_status().await?;
+        let instance = self.owner.to_string();
+        Ok(Response::new(GetStatusResponse { instance, observe_time: observed_at, sinks, scrub, build }))
     }
 
     async fn pause(&self, request: Request<PauseRequest>) -> Result<Response<PauseResponse>, Status> {
@@ -102,6 +105,20 @@ impl RelayService for RelayGrpc {
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
         self.drain_sink(&request.into_inner()).map(Response::new)
+    }
+
+    async fn begin_bulk_load(
+        &self,
+        request: Request<BeginBulkLoadRequest>,
+    ) -> Result<Response<BeginBulkLoadResponse>, Status> {
+        self.begin_bulk(&request.into_inner()).await.map(Response::new)
+    }
+
+    async fn end_bulk_load(
+        &self,
+        request: Request<EndBulkLoadRequest>,
+    ) -> Result<Response<EndBulkLoadResponse>, Status> {
+        self.end_bulk(&request.into_inner()).await.map(Response::new)
     }
 
     async fn list_dead_letters(

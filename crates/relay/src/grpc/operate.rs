@@ -6,13 +6,14 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use waybill_api::relay::v1::{
-    self as proto, DrainRequest, DrainResponse, PauseRequest, PauseResponse, ResumeRequest, ResumeResponse,
+    self as proto, BeginBulkLoadRequest, BeginBulkLoadResponse, DrainRequest, DrainResponse, EndBulkLoadRequest,
+    EndBulkLoadResponse, PauseRequest, PauseResponse, ResumeRequest, ResumeResponse,
 };
 use waybill_domain::SinkName;
 use waybill_runtime::status;
 use waybill_storage::{
-    Db,
-    failures::{self, Pause},
+    Db, bulk, failures,
+    pauses::{self, Pause},
     status::sink_lag,
 };
 
@@ -20,6 +21,10 @@ use super::{RelayGrpc, storage, timestamp};
 
 const PAUSED_BY_BYTES_MAX: usize = 128;
 const REASON_BYTES_MAX: usize = 1_024;
+const PAUSE_TTL_MAX: Duration = Duration::from_secs(24 * 3_600);
+const BULK_ID_BYTES_MAX: usize = 128;
+const BULK_TTL: Duration = Duration::from_secs(60);
+const BULK_TTL_MAX: Duration = Duration::from_secs(3_600);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
 const DRAIN_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// Between two looks at what is left: counting it is work.
@@ -30,7 +35,8 @@ impl RelayGrpc {
         let sink = sink("sink", &request.sink)?;
         text("paused_by", &request.paused_by, 1, PAUSED_BY_BYTES_MAX)?;
         text("reason", &request.reason, 0, REASON_BYTES_MAX)?;
-        let (pause, changed) = failures::pause(&self.db, sink, &request.paused_by, &request.reason)
+        let ttl = duration("ttl", request.ttl, PAUSE_TTL_MAX)?;
+        let (pause, changed) = pauses::pause(&self.db, sink, &request.paused_by, &request.reason, ttl)
             .await
             .map_err(|error| storage(&error))?;
         if changed {
@@ -43,7 +49,9 @@ impl RelayGrpc {
 
     pub(super) async fn resume_sink(&self, request: ResumeRequest) -> Result<ResumeResponse, Status> {
         let sink = sink("sink", &request.sink)?;
-        let pause = failures::resume(&self.db, sink).await.map_err(|error| storage(&error))?;
+        text("paused_by", &request.paused_by, 0, PAUSED_BY_BYTES_MAX)?;
+        let by = Some(request.paused_by.as_str()).filter(|by| !by.is_empty());
+        let pause = pauses::resume(&self.db, sink, by).await.map_err(|error| storage(&error))?;
         if let Some(pause) = &pause {
             tracing::warn!(%sink, paused_by = %pause.paused_by, "sink resumed");
         }
@@ -51,17 +59,33 @@ impl RelayGrpc {
         Ok(ResumeResponse { pause: pause.as_ref().map(paused) })
     }
 
+    pub(super) async fn begin_bulk(&self, request: &BeginBulkLoadRequest) -> Result<BeginBulkLoadResponse, Status> {
+        text("id", &request.id, 1, BULK_ID_BYTES_MAX)?;
+        let ttl = duration("ttl", request.ttl, BULK_TTL_MAX)?.unwrap_or(BULK_TTL);
+        bulk::begin(&self.db, &request.id, ttl).await.map_err(|error| storage(&error))?;
+        self.bell.ring();
+        Ok(BeginBulkLoadResponse {})
+    }
+
+    pub(super) async fn end_bulk(&self, request: &EndBulkLoadRequest) -> Result<EndBulkLoadResponse, Status> {
+        text("id", &request.id, 1, BULK_ID_BYTES_MAX)?;
+        let ended = bulk::end(&self.db, &request.id).await.map_err(|error| storage(&error))?;
+        self.bell.ring();
+        Ok(EndBulkLoadResponse { ended })
+    }
+
     pub(super) fn drain_sink(
         &self,
         request: &DrainRequest,
     ) -> Result<ReceiverStream<Result<DrainResponse, Status>>, Status> {
         let sink = sink("sink", &request.sink)?;
-        let timeout = drain_timeout(request.timeout)?;
+        let timeout = duration("timeout", request.timeout, DRAIN_TIMEOUT_MAX)?.unwrap_or(DRAIN_TIMEOUT);
+        let until_still = request.until_still;
         let (sender, receiver) = mpsc::channel(1);
         let (db, stopping) = (self.db.clone(), self.stopping.clone());
         tokio::spawn(async move {
             let deadline = Instant::now() + timeout;
-            let drained = stopping.run_until_cancelled(drain(&db, sink, deadline, &sender)).await;
+            let drained = stopping.run_until_cancelled(drain(&db, sink, until_still, deadline, &sender)).await;
             let last = match drained {
                 Some(Ok(last)) => Ok(last),
                 Some(Err(status)) => Err(status),
@@ -74,18 +98,15 @@ impl RelayGrpc {
     }
 }
 
-/// Field by field: converting one of the wire's extremes panics.
-fn drain_timeout(timeout: Option<prost_types::Duration>) -> Result<Duration, Status> {
-    let Some(timeout) = timeout else {
-        return Ok(DRAIN_TIMEOUT);
-    };
-    let (seconds, nanos) = (u64::try_from(timeout.seconds), u32::try_from(timeout.nanos));
-    match (seconds, nanos) {
-        (Ok(0), Ok(0)) => Ok(DRAIN_TIMEOUT),
-        (Ok(seconds), Ok(nanos @ 0..1_000_000_000)) if Duration::new(seconds, nanos) <= DRAIN_TIMEOUT_MAX => {
-            Ok(Duration::new(seconds, nanos))
+/// Reads a duration; zero is none. Field by field: converting one of the wire's extremes panics.
+fn duration(field: &str, value: Option<prost_types::Duration>, most: Duration) -> Result<Option<Duration>, Status> {
+    let Some(value) = value else { return Ok(None) };
+    match (u64::try_from(value.seconds), u32::try_from(value.nanos)) {
+        (Ok(0), Ok(0)) => Ok(None),
+        (Ok(seconds), Ok(nanos @ 0..1_000_000_000)) if Duration::new(seconds, nanos) <= most => {
+            Ok(Some(Duration::new(seconds, nanos)))
         }
-        _ => Err(status::invalid_argument("timeout", "is out of range: 0 to 24 hours")),
+        _ => Err(status::invalid_argument(field, format!("is out of range: 0 to {} hours", most.as_secs() / 3_600))),
     }
 }
 
@@ -93,13 +114,14 @@ fn drain_timeout(timeout: Option<prost_types::Duration>) -> Result<Duration, Sta
 async fn drain(
     db: &Db,
     sink: SinkName,
+    until_still: bool,
     deadline: Instant,
     sender: &mpsc::Sender<Result<DrainResponse, Status>>,
 ) -> Result<DrainResponse, Status> {
     let mut last = None;
     loop {
         let mut left = left(db, sink).await?;
-        if left.drained || Instant::now() >= deadline {
+        if left.drained || until_still && left.still || Instant::now() >= deadline {
             left.done = true;
             return Ok(left);
         }
@@ -117,7 +139,7 @@ async fn left(db: &Db, sink: SinkName) -> Result<DrainResponse, Status> {
     let lag = sink_lag(db, sink).await.map_err(|error| storage(&error))?;
     let retry_count = failures::parked_count(db, sink).await.map_err(|error| storage(&error))?;
     let dead_letter_count = failures::letter_count(db, sink).await.map_err(|error| storage(&error))?;
-    let pause = failures::paused(db, sink).await.map_err(|error| storage(&error))?;
+    let pause = pauses::paused(db, sink).await.map_err(|error| storage(&error))?;
     let lag_rows = lag.lanes.iter().map(|lane| lane.lag_rows).sum();
     Ok(DrainResponse {
         done: false,
@@ -126,6 +148,7 @@ async fn left(db: &Db, sink: SinkName) -> Result<DrainResponse, Status> {
         lag_rows_capped: lag.capped,
         retry_count,
         dead_letter_count,
+        still: pause.is_some() && pauses::is_still(db, sink).await.map_err(|error| storage(&error))?,
         pause: pause.as_ref().map(paused),
     })
 }
@@ -135,6 +158,7 @@ pub(super) fn paused(pause: &Pause) -> proto::Pause {
         paused_by: pause.paused_by.clone(),
         reason: pause.reason.clone(),
         pause_time: Some(timestamp(pause.paused_at)),
+        expire_time: pause.until.map(timestamp),
     }
 }
 

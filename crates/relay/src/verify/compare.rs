@@ -20,8 +20,9 @@ pub(crate) enum Verdict {
 pub(crate) fn agree(point: Option<&StoredPoint>, row: Option<&MirroredRow>, claim: Option<&Claim>) -> bool {
     match (point, row) {
         (Some(point), Some(row)) => {
-            let is_confirmed =
-                claim.is_some_and(|claim| !claim.deleted && claim.kind == row.kind && claim.version == row.version);
+            let is_confirmed = claim.is_some_and(|claim| {
+                !claim.deleted && !claim.void && claim.kind == row.kind && claim.version == row.version
+            });
             is_confirmed && point.version == row.version && shows(point, row)
         }
         (None, None) => claim.is_none_or(|claim| claim.deleted),
@@ -66,7 +67,9 @@ fn judge_row(state: &KeyState, row: &MirroredRow, point: Option<&StoredPoint>) -
         Some(point) if point.version > row.version => FindingKind::Ahead,
         Some(point) if point.version < row.version => FindingKind::Stale,
         Some(point) if !shows(point, row) => FindingKind::WrongPayload,
-        Some(_) if is_confirmed => return Verdict::Equal,
+        // One of a collection that was lost is as good as none.
+        Some(_) if is_confirmed && !state.claim.is_some_and(|claim| claim.void) => return Verdict::Equal,
+        Some(_) if is_confirmed => FindingKind::Unconfirmed,
         None if is_confirmed => FindingKind::Missing,
         // The point is right, or there is none. A tombstone of an earlier life is older than the
         // row; one that isn't, lies.
@@ -143,7 +146,7 @@ mod tests {
     }
 
     fn claim(version: i64) -> Claim {
-        Claim { kind: Kind::Chunk, key: ID, version, deleted: false }
+        Claim { kind: Kind::Chunk, key: ID, version, deleted: false, void: false }
     }
 
     fn tombstone(version: i64) -> Claim {
@@ -198,6 +201,14 @@ mod tests {
         for said in [claim(9), tombstone(5)] {
             assert_eq!(lost(Some(said), Some(&point(5))), Verdict::Drift(FindingKind::FalseClaim));
         }
+    }
+
+    #[test]
+    fn what_was_claimed_of_a_lost_collection_is_void() {
+        let void = Some(Claim { void: true, ..claim(5) });
+        assert_eq!(verdict(Some(5), void, false, Some(&point(5))), Verdict::Drift(FindingKind::Unconfirmed));
+        assert_eq!(verdict(Some(5), void, false, None), Verdict::Drift(FindingKind::Missing));
+        assert!(!agree(Some(&point(5)), Some(&row(5)), void.as_ref()));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! at again: what Postgres says of it in one snapshot, then the point, then Postgres once more.
 //! If that says the same, nothing has changed meanwhile, and the point is what it should not be.
 
+pub(crate) mod build;
 pub(crate) mod compare;
 mod pace;
 mod queue;
@@ -20,6 +21,7 @@ use std::{collections::HashMap, sync::Arc};
 use uuid::Uuid;
 use waybill_domain::{ErrorClass, Kind, ProjectId, SinkName};
 use waybill_llm_queue::{LlmQueue, QueueError};
+use waybill_outbox::DeliveryError;
 use waybill_storage::{
     Db, StorageError,
     repair::{self, Redelivery},
@@ -47,6 +49,8 @@ pub(crate) enum VerifyError {
     Vectors(#[from] VectorError),
     #[error("ask the queue: {0}")]
     Queue(#[from] QueueError),
+    #[error("ask the embedding service: {0}")]
+    Embedding(#[from] DeliveryError),
 }
 
 impl VerifyError {
@@ -55,6 +59,7 @@ impl VerifyError {
             Self::Storage(error) => error.class(),
             Self::Vectors(error) => error.class(),
             Self::Queue(error) => error.class(),
+            Self::Embedding(error) => error.class,
         }
     }
 
@@ -64,6 +69,7 @@ impl VerifyError {
             Self::Storage(_) => "postgres",
             Self::Vectors(_) => "qdrant",
             Self::Queue(_) => "redis",
+            Self::Embedding(_) => "the embedding service",
         }
     }
 }
@@ -86,6 +92,8 @@ pub(crate) struct Pass {
     /// Everything, if there is none.
     project: Option<ProjectId>,
     repair: bool,
+    /// The collection, or its alias.
+    collection: String,
     at: At,
     pub(crate) report: Report,
     pace: Pace,
@@ -125,7 +133,8 @@ impl Pass {
 impl Verifier {
     /// Begins a comparison at `position`, with what was counted before.
     pub(crate) fn begin(&self, project: Option<ProjectId>, repair: bool, position: Uuid, report: Report) -> Pass {
-        Pass { project, repair, at: At::Points(position), report, pace: Pace::new(self.config.rows_per_second) }
+        let (collection, pace) = (self.alias.clone(), Pace::new(self.config.rows_per_second));
+        Pass { project, repair, collection, at: At::Points(position), report, pace }
     }
 
     /// Compares the next range of keys; false if there is none left. A pass whose step has failed
@@ -145,7 +154,7 @@ impl Verifier {
 
     async fn step_points(&self, pass: &mut Pass, from: Uuid) -> Result<usize, VerifyError> {
         let limit = self.config.page_keys_max;
-        let points = self.points(pass.project, from, limit).await?;
+        let points = self.points(&pass.collection, pass.project, from, limit).await?;
         let rows = verify::rows(&self.db, pass.project, from, limit.into()).await?;
         let rows = Page::limited(rows, limit as usize);
         let claims = match pass.project {
@@ -168,7 +177,7 @@ impl Verifier {
             .map(|(id, _)| id)
             .collect();
         for suspects in suspects.chunks(limit as usize) {
-            let (drifted, undelivered) = self.confirm(suspects).await?;
+            let (drifted, undelivered) = self.confirm(&pass.collection, suspects).await?;
             pass.report.tally.undelivered += undelivered;
             for (finding, _) in &drifted {
                 pass.report.add(finding);
@@ -185,11 +194,12 @@ impl Verifier {
     /// Reads points. A collection that isn't there is empty.
     async fn points(
         &self,
+        collection: &str,
         project: Option<ProjectId>,
         from: Uuid,
         limit: u32,
     ) -> Result<Page<StoredPoint>, VerifyError> {
-        match self.vectors.scroll_points(&self.alias, project, from, limit).await {
+        match self.vectors.scroll_points(collection, project, from, limit).await {
             Ok(page) if page.next.is_some_and(|next| next <= from) => {
                 Err(VectorError::BadAnswer("a page that begins where the one before did").into())
             }
@@ -201,9 +211,13 @@ impl Verifier {
 
     /// Looks at suspects again. Returns those that differ, and counts those with changes that are
     /// still to be delivered.
-    pub(crate) async fn confirm(&self, suspects: &[Uuid]) -> Result<(Vec<(Finding, KeyState)>, u64), VerifyError> {
+    pub(crate) async fn confirm(
+        &self,
+        collection: &str,
+        suspects: &[Uuid],
+    ) -> Result<(Vec<(Finding, KeyState)>, u64), VerifyError> {
         let states = verify::examine(&self.db, SINK, suspects).await?;
-        let points = match self.vectors.get_points(&self.alias, suspects).await {
+        let points = match self.vectors.get_points(collection, suspects).await {
             Ok(points) => points,
             Err(VectorError::CollectionMissing(_)) => Vec::new(),
             Err(error) => return Err(error.into()),

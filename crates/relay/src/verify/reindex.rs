@@ -32,6 +32,11 @@ pub(crate) struct Reindexing {
 }
 
 impl Reindexing {
+    /// Where another can go on; `None` at the end.
+    pub(crate) const fn position(&self) -> Option<Uuid> {
+        self.from
+    }
+
     /// How much is done, 0 to 1.
     pub(crate) fn share(&self) -> f64 {
         self.from.map_or(1.0, share)
@@ -40,7 +45,14 @@ impl Reindexing {
 
 impl Verifier {
     pub(crate) fn begin_reindex(&self, scope: Scope) -> Reindexing {
-        Reindexing { scope, from: Some(Uuid::nil()), keys: 0, pace: Pace::new(self.config.rows_per_second) }
+        self.go_on_reindexing(scope, Uuid::nil(), 0)
+    }
+
+    /// As [`Verifier::begin_reindex`], where another left it.
+    pub(crate) fn go_on_reindexing(&self, scope: Scope, from: Uuid, keys: u64) -> Reindexing {
+        // At the last id of all, there is nothing left: no key has it.
+        let from = (from != Uuid::max()).then_some(from);
+        Reindexing { scope, from, keys, pace: Pace::new(self.config.rows_per_second) }
     }
 
     /// Makes outbox rows of the next range of keys; false if there is none left.

@@ -116,7 +116,7 @@ impl Scrubber {
             // This relay may still write to the collection that it knew.
             verifier.sink.forget_target();
         }
-        let (drifted, _) = verifier.confirm(&keys).await?;
+        let (drifted, _) = verifier.confirm(&verifier.alias, &keys).await?;
         let Some((first, _)) = drifted.first() else { return Ok(()) };
         if !self.config.repair && self.is_known().await? {
             return Ok(());

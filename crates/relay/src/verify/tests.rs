@@ -105,7 +105,7 @@ impl Fixture {
         proxy.set(Mode::BlackHole);
         // Connects when it asks for the first time.
         let verifier = self.verifier(proxy.addr());
-        let (confirmed, ()) = tokio::join!(verifier.confirm(&[KEY]), async {
+        let (confirmed, ()) = tokio::join!(verifier.confirm(ALIAS, &[KEY]), async {
             eventually("Qdrant is asked", DEADLINE, async || proxy.open_connections() > 0).await;
             meanwhile.await;
             proxy.set(Mode::Pass);

@@ -62,7 +62,7 @@ pub async fn confirm(db: &Db, source: &Provisional) -> Result<Option<PutResult>>
          WHERE s.id = $1 AND s.version = $2 AND s.provisional_until > clock_timestamp()
            AND (SELECT true FROM chunk c
                 WHERE c.source_id = s.id AND (
-                    SELECT i.version >= c.version FROM index_state i
+                    SELECT i.version >= c.version AND i.generation >= (SELECT x.generation FROM vector_index x) FROM index_state i
                     WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE
                 LIMIT 1) IS NOT TRUE
          RETURNING s.version",

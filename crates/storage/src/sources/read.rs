@@ -110,7 +110,7 @@ pub async fn get(db: &Db, id: SourceId, with_text: bool) -> Result<Option<Source
                   CASE WHEN $2 THEN s.text END AS text, s.state, s.chunk_count, s.version, s.created_at, s.updated_at, s.job_id,
                   (SELECT true FROM chunk c
                    WHERE c.source_id = s.id AND (
-                       SELECT i.version >= c.version FROM index_state i
+                       SELECT i.version >= c.version AND i.generation >= (SELECT x.generation FROM vector_index x) FROM index_state i
                        WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE
                    LIMIT 1) IS NULL AS "indexed!",
                   (SELECT true FROM chunk c
@@ -187,7 +187,7 @@ async fn scan(db: &Db, project: ProjectId, filter: &SourceFilter, after: &str, l
                   s.chunk_count, s.version, s.created_at, s.updated_at, s.job_id,
                   (SELECT true FROM chunk c
                    WHERE c.source_id = s.id AND (
-                       SELECT i.version >= c.version FROM index_state i
+                       SELECT i.version >= c.version AND i.generation >= (SELECT x.generation FROM vector_index x) FROM index_state i
                        WHERE i.sink = 'qdrant' AND i.kind = 'chunk' AND i.key = c.id AND NOT i.deleted) IS NOT TRUE
                    LIMIT 1) IS NULL AS "indexed!",
                   (SELECT true FROM chunk c

@@ -62,7 +62,13 @@ pub(crate) struct ImportArgs {
     /// Wait until everything is searchable, and say how long that took
     #[arg(long)]
     pub(crate) wait: bool,
-    /// URL of the relay, for --wait [default: as for --endpoint]
+    /// Have relays make room while this loads: larger batches, no index built meanwhile
+    #[arg(long, help_heading = "Large loads")]
+    pub(crate) bulk: bool,
+    /// Stop delivery while this loads: pause, wait for what is under way, load, resume
+    #[arg(long, conflicts_with = "bulk", help_heading = "Large loads")]
+    pub(crate) coordinated: bool,
+    /// URL of the relay, for --wait, --bulk and --coordinated [default: as for --endpoint]
     #[arg(long, value_name = "URL", env = "WAYBILL_RELAY_ENDPOINT", help_heading = "Connection")]
     pub(crate) relay_endpoint: Option<String>,
     /// Print the result as JSON, with every failed and skipped document

@@ -134,6 +134,9 @@ are not waited for: `waybill dlq ls` lists them.")]
         /// How long to wait: 90s, 5m, 1h30m; at most 24h
         #[arg(long, value_name = "SPAN", default_value = "5m", value_parser = span)]
         timeout: Duration,
+        /// Of a paused sink: wait only until nothing is under way
+        #[arg(long)]
+        still: bool,
         #[command(flatten)]
         endpoint: EndpointArgs,
         /// Print what is left as one JSON object

@@ -59,12 +59,18 @@ Examples:
   waybill reindex --project handbook
   waybill reindex --project handbook --source guide/start.md
   waybill reindex --all
+  waybill reindex --all --model minilm-int8
 
 Has points written anew, right or wrong, with their vectors. What was embedded before comes
-from the cache. `waybill status` shows how far delivery is.")]
+from the cache. `waybill status` shows how far delivery is.
+
+With --model, everything is embedded by that model into a collection of its own, while searches
+and writes go on. When it is equal to Postgres, searches use it, and the old one is deleted. The
+embedding service must serve both (embedding.more_models). Run it again if it was interrupted: it
+goes on where it was, or ends with --cancel-build.")]
 pub(crate) struct ReindexArgs {
     /// This project
-    #[arg(long, short, value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(long, short, value_name = "NAME", required_unless_present_any = ["all", "cancel_build"], conflicts_with = "all")]
     pub(crate) project: Option<String>,
     /// Only this source of it; entities, which belong to many, are left out
     #[arg(long, value_name = "URI", requires = "project", conflicts_with = "all")]
@@ -72,6 +78,12 @@ pub(crate) struct ReindexArgs {
     /// Every project
     #[arg(long)]
     pub(crate) all: bool,
+    /// Change to this model
+    #[arg(long, value_name = "NAME", requires = "all")]
+    pub(crate) model: Option<String>,
+    /// End a change of the model, and delete the collection it has built
+    #[arg(long, conflicts_with_all = ["all", "project", "model"])]
+    pub(crate) cancel_build: bool,
     #[command(flatten)]
     pub(crate) endpoint: EndpointArgs,
     /// Print one JSON object

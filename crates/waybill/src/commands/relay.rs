@@ -18,11 +18,18 @@ const NAME_BYTES_MAX: usize = 128;
 pub(crate) async fn run(command: RelayCommand) -> anyhow::Result<u8> {
     match command {
         RelayCommand::Pause { sink, reason, by, endpoint, json } => {
-            let request = PauseRequest { sink: sink.as_str().to_owned(), paused_by: by.unwrap_or_else(myself), reason };
+            let request = PauseRequest {
+                sink: sink.as_str().to_owned(),
+                paused_by: by.unwrap_or_else(myself),
+                reason,
+                ttl: None,
+            };
             pause(request, &endpoint, json).await.map(|()| 0)
         }
         RelayCommand::Resume { sink, endpoint, json } => resume(sink, &endpoint, json).await.map(|()| 0),
-        RelayCommand::Drain { sink, timeout, endpoint, json } => drain(sink, timeout, &endpoint, json).await,
+        RelayCommand::Drain { sink, timeout, still, endpoint, json } => {
+            drain(sink, timeout, still, &endpoint, json).await
+        }
     }
 }
 
@@ -45,7 +52,7 @@ async fn pause(request: PauseRequest, endpoint: &EndpointArgs, as_json: bool) ->
 async fn resume(sink: Sink, endpoint: &EndpointArgs, as_json: bool) -> anyhow::Result<()> {
     let (mut client, target) = client::relay(endpoint.endpoint.as_deref(), endpoint)?;
     let sink = sink.as_str();
-    let request = ResumeRequest { sink: sink.to_owned() };
+    let request = ResumeRequest { sink: sink.to_owned(), paused_by: String::new() };
     let answer = client.resume(request).await.map_err(|status| target.explain(&status))?.into_inner();
     let mut out = Out::new();
     match answer.pause {
@@ -58,17 +65,23 @@ async fn resume(sink: Sink, endpoint: &EndpointArgs, as_json: bool) -> anyhow::R
     out.flush()
 }
 
-async fn drain(sink: Sink, timeout: Duration, endpoint: &EndpointArgs, as_json: bool) -> anyhow::Result<u8> {
+async fn drain(
+    sink: Sink,
+    timeout: Duration,
+    still: bool,
+    endpoint: &EndpointArgs,
+    as_json: bool,
+) -> anyhow::Result<u8> {
     let (mut client, target) = client::relay(endpoint.endpoint.as_deref(), endpoint)?;
     let sink = sink.as_str();
     // Beyond what a Duration of the wire holds is beyond what the service takes.
     let seconds = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX);
     let timeout = Some(prost_types::Duration { seconds, nanos: 0 });
-    let request = DrainRequest { sink: sink.to_owned(), timeout };
+    let request = DrainRequest { sink: sink.to_owned(), timeout, until_still: still };
     let stream = client.drain(request).await.map_err(|status| target.explain(&status))?.into_inner();
     let mut warned = false;
     let describe = |left: &DrainResponse| {
-        if let Some(pause) = left.pause.as_ref().filter(|_| !warned && !left.drained) {
+        if let Some(pause) = left.pause.as_ref().filter(|_| !warned && !still && !left.drained) {
             warned = true;
             eprintln!("{sink} is paused {}: nothing moves until `waybill relay resume {sink}`", by_whom(pause));
         }
@@ -83,14 +96,18 @@ async fn drain(sink: Sink, timeout: Duration, endpoint: &EndpointArgs, as_json: 
     if as_json {
         out.json(&as_json_object(sink, &last))?;
     } else {
-        let outcome = if last.drained { "drained" } else { "not drained in time" };
+        let outcome = match (last.drained, last.still) {
+            (true, _) => "drained",
+            (false, true) => "is paused, and nothing is under way",
+            (false, false) => "not drained in time",
+        };
         out.line(format_args!("{sink} {outcome}: {}", what_is_left(&last)))?;
     }
     out.flush()?;
     if last.dead_letter_count > 0 {
         eprintln!("hint: `waybill dlq ls --sink {sink}` says why keys were given up");
     }
-    Ok(if last.drained { 0 } else { exit::FAILED })
+    Ok(if last.drained || still && last.still { 0 } else { exit::FAILED })
 }
 
 fn what_is_left(left: &DrainResponse) -> String {
@@ -108,6 +125,7 @@ fn as_json_object(sink: &str, left: &DrainResponse) -> Value {
     json!({
         "sink": sink,
         "drained": left.drained,
+        "still": left.still,
         "lag_rows": left.lag_rows,
         "lag_rows_capped": left.lag_rows_capped,
         "retry_count": left.retry_count,
@@ -120,7 +138,8 @@ fn as_json_object(sink: &str, left: &DrainResponse) -> Value {
 pub(super) fn by_whom(pause: &Pause) -> String {
     let time = pause.pause_time.as_ref().map(values::time).unwrap_or_default();
     let reason = if pause.reason.is_empty() { String::new() } else { format!(" ({})", text::one_line(&pause.reason)) };
-    format!("by {} since {time}{reason}", text::one_line(&pause.paused_by))
+    let until = pause.expire_time.as_ref().map(|at| format!(" until {}", values::time(at))).unwrap_or_default();
+    format!("by {} since {time}{until}{reason}", text::one_line(&pause.paused_by))
 }
 
 /// Writes a pause as JSON.
@@ -129,11 +148,12 @@ pub(super) fn pause_as_json(pause: &Pause) -> Value {
         "paused_by": pause.paused_by,
         "reason": pause.reason,
         "pause_time": pause.pause_time.as_ref().map(values::time),
+        "expire_time": pause.expire_time.as_ref().map(values::time),
     })
 }
 
 /// Returns who runs this, and where.
-fn myself() -> String {
+pub(super) fn myself() -> String {
     let user = ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
     let user = user.or_else(|| nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name));
     let host = std::process::Command::new("uname").arg("-n").output();
@@ -161,7 +181,7 @@ mod tests {
     #[test]
     fn a_reason_cannot_colour_the_terminal() {
         let pause =
-            Pause { paused_by: "ada@\u{1b}[31mhost".to_owned(), reason: "disk\nfull".to_owned(), pause_time: None };
+            Pause { paused_by: "ada@\u{1b}[31mhost".to_owned(), reason: "disk\nfull".to_owned(), ..Pause::default() };
         assert_eq!(by_whom(&pause), "by ada@[31mhost since  (disk full)");
     }
 

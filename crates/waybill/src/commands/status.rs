@@ -107,6 +107,11 @@ fn table(response: &GetStatusResponse) -> String {
     if let Some(scrub) = &response.scrub {
         let _ = writeln!(table, "{:<10} {}", "verify", compared(scrub, response.observe_time.as_ref()));
     }
+    if let Some(build) = &response.build {
+        let keys = text::count(build.keys.unsigned_abs());
+        let state = if build.moved { "searches use it" } else { "`waybill reindex --all --model` goes on with it" };
+        let _ = writeln!(table, "{:<10} for {}: {keys} keys queued, {state}", "build", text::one_line(&build.model));
+    }
     table
 }
 
@@ -188,6 +193,12 @@ fn as_json(response: GetStatusResponse) -> Value {
         "instance": response.instance,
         "observe_time": response.observe_time.as_ref().map(values::time),
         "sinks": response.sinks.into_iter().map(sink_as_json).collect::<Vec<_>>(),
+        "build": response.build.as_ref().map(|build| json!({
+            "model": build.model,
+            "start_time": build.start_time.as_ref().map(values::time),
+            "keys": build.keys,
+            "moved": build.moved,
+        })),
         "verify": response.scrub.map(|scrub| scrub_as_json(&scrub)),
     })
 }
@@ -270,7 +281,7 @@ mod tests {
 
     #[test]
     fn what_stands_still_is_said_with_the_way_out() {
-        let pause = Pause { paused_by: "ada@host".to_owned(), reason: "moving".to_owned(), pause_time: None };
+        let pause = Pause { paused_by: "ada@host".to_owned(), reason: "moving".to_owned(), ..Pause::default() };
         let stuck = SinkStatus {
             pause: Some(pause),
             breaker: "open".to_owned(),

@@ -1,6 +1,7 @@
 //! Reading one's own writes, and writes that are there wholly or not at all, with every part of
 //! the system in a process of its own.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -14,6 +15,7 @@ use waybill_api::{
         PutSourceRequest, PutSourceResponse, ingestion_service_client::IngestionServiceClient,
     },
 };
+use waybill_domain::CrashPoint;
 use waybill_testkit::{Program, corpus, eventually, psql};
 
 use crate::world::{PATIENCE, World, serve};
@@ -224,6 +226,38 @@ async fn a_put_whose_process_was_killed_is_taken_back_after_a_restart() {
     world.wait_until_equal().await;
     assert_eq!(world.points().await, before);
 
+    let again = self::put(&world, asking(Acknowledge::AllOrNothing, PATIENCE, request)).await.unwrap();
+    assert_eq!(world.points().await, world.rows().await, "the retry does it anew");
+    assert!(again.chunks_added > 64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_dies_while_it_takes_back_leaves_nothing() {
+    let mut world = start().await;
+    let plain = put(&world, text("plain", "Something else.")).await.unwrap();
+    found(&world, &[&plain.freshness_token]).await;
+    let before = world.points().await;
+
+    // The vector store shows a part when the time is up, and the process dies when Postgres has
+    // forgotten all of it.
+    world.ingestion.kill9().await.unwrap();
+    world.ingestion = world.serve_with_crash("ingestion", CrashPoint::Compensation).await;
+    let request = asking(Acknowledge::AllOrNothing, Duration::from_secs(10), text("long", &long()));
+    let request = PutSourceRequest { request_id: "r1".to_owned(), ..request };
+    let put = put_in_background(&world, request.clone());
+    eventually("points are written", PATIENCE, async || world.points().await.len() > before.len() + 64).await;
+    world.relay.signal(Signal::SIGSTOP).unwrap();
+    let ended = world.ingestion.wait(PATIENCE).await.unwrap();
+    assert_eq!(ended.signal(), Some(Signal::SIGABRT as i32), "{:?}", world.ingestion.output());
+    assert!(put.await.unwrap().is_err());
+    assert_eq!(world.rows().await, before);
+    assert!(world.points().await.len() > before.len(), "points are left");
+
+    // The rest is in the outbox, and nobody has to be told.
+    world.relay.signal(Signal::SIGCONT).unwrap();
+    world.wait_until_equal().await;
+    assert_eq!(world.points().await, before);
+    world.ingestion = serve(&world.config(), "ingestion").await;
     let again = self::put(&world, asking(Acknowledge::AllOrNothing, PATIENCE, request)).await.unwrap();
     assert_eq!(world.points().await, world.rows().await, "the retry does it anew");
     assert!(again.chunks_added > 64);

@@ -13,6 +13,8 @@ mod freshness;
 mod help;
 mod import;
 mod llm_server;
+mod loads;
+mod model_change;
 mod operators;
 mod operators_bad_input;
 mod path;

@@ -73,7 +73,7 @@ async fn a_pause_survives_the_relay_and_a_drain_says_so() {
     let paused = ["relay", "pause", "qdrant", "--reason", "moving house", "--by", "ada"];
     let first = world.run(&paused).await.expect_code(0);
     assert_has(&first.stdout, &["qdrant is paused", "waybill relay resume qdrant"]);
-    world.relay.line("paused by an operator", PATIENCE).await.unwrap();
+    world.relay.line("paused: nothing is delivered", PATIENCE).await.unwrap();
     let again = world.run(&["relay", "pause", "qdrant", "--reason", "x", "--json"]).await.expect_code(0);
     assert_eq!(object(&again)["changed"], false, "{again:?}");
     assert_eq!(object(&again)["pause"]["paused_by"], "ada", "the first keeps it: {again:?}");
@@ -106,12 +106,12 @@ async fn a_pause_survives_the_relay_and_a_drain_says_so() {
     assert_has(&other.stdout, &["llm drained: 0 rows"]);
 
     // A drain that is under way sees it through.
-    let request = DrainRequest { sink: "qdrant".to_owned(), timeout: None };
+    let request = DrainRequest { sink: "qdrant".to_owned(), ..DrainRequest::default() };
     let mut stream = world.relay_client().drain(request).await.unwrap().into_inner();
     let first = stream.message().await.unwrap().unwrap();
     assert_eq!((first.done, first.drained, first.lag_rows), (false, false, rows.try_into().unwrap()));
     assert_eq!(first.pause.unwrap().paused_by, "ada");
-    world.relay_client().resume(ResumeRequest { sink: "qdrant".to_owned() }).await.unwrap();
+    world.relay_client().resume(ResumeRequest { sink: "qdrant".to_owned(), ..ResumeRequest::default() }).await.unwrap();
     let mut messages: Vec<DrainResponse> = Vec::new();
     while let Some(message) = stream.message().await.unwrap() {
         messages.push(message);

@@ -4,8 +4,9 @@ use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
 use uuid::Uuid;
 use waybill_api::relay::v1::{
-    DeadLetterFilter, DisposeDeadLettersRequest, DrainRequest, GetDeadLetterRequest, ListDeadLettersRequest,
-    PauseRequest, ResumeRequest, relay_service_client::RelayServiceClient,
+    BeginBulkLoadRequest, DeadLetterFilter, DisposeDeadLettersRequest, DrainRequest, EndBulkLoadRequest,
+    GetDeadLetterRequest, ListDeadLettersRequest, PauseRequest, ResumeRequest,
+    relay_service_client::RelayServiceClient,
 };
 
 /// Answers carry a part of a hostile value at the most.
@@ -60,8 +61,11 @@ pub(crate) async fn check(client: &mut RelayServiceClient<Channel>) {
         sink: sink.to_owned(),
         paused_by: paused_by.to_owned(),
         reason: reason.to_owned(),
+        ttl: None,
     };
     for (field, request) in [
+        ("ttl", PauseRequest { ttl: seconds(-1), ..of("qdrant", "ada", "") }),
+        ("ttl", PauseRequest { ttl: seconds(24 * 3_600 + 1), ..of("qdrant", "ada", "") }),
         ("sink", of("", "ada", "")),
         ("sink", of("Qdrant", "ada", "")),
         ("sink", of(&long, "ada", "")),
@@ -75,9 +79,22 @@ pub(crate) async fn check(client: &mut RelayServiceClient<Channel>) {
         assert_refused("pause", field, client.pause(request).await.map(drop));
     }
     for sink in ["", "redis", &long] {
-        let request = ResumeRequest { sink: sink.to_owned() };
+        let request = ResumeRequest { sink: sink.to_owned(), ..ResumeRequest::default() };
         assert_refused("resume", "sink", client.resume(request).await.map(drop));
     }
+    let request = ResumeRequest { sink: "qdrant".to_owned(), paused_by: "x".repeat(129) };
+    assert_refused("resume", "paused_by", client.resume(request).await.map(drop));
+    for (field, id, ttl) in [
+        ("id", "", None),
+        ("id", "a\0b", None),
+        ("id", &*"x".repeat(129), None),
+        ("ttl", "load", seconds(3_601)),
+        ("ttl", "load", seconds(i64::MIN)),
+    ] {
+        let request = BeginBulkLoadRequest { id: id.to_owned(), ttl };
+        assert_refused("begin bulk load", field, client.begin_bulk_load(request).await.map(drop));
+    }
+    assert_refused("end bulk load", "id", client.end_bulk_load(EndBulkLoadRequest::default()).await.map(drop));
     for (field, sink, timeout) in [
         ("sink", "", None),
         ("sink", "redis", None),
@@ -90,7 +107,7 @@ pub(crate) async fn check(client: &mut RelayServiceClient<Channel>) {
         ("timeout", "qdrant", Some(prost_types::Duration { seconds: i64::MAX, nanos: i32::MAX })),
         ("timeout", "qdrant", Some(prost_types::Duration { seconds: 0, nanos: i32::MAX })),
     ] {
-        let request = DrainRequest { sink: sink.to_owned(), timeout };
+        let request = DrainRequest { sink: sink.to_owned(), timeout, until_still: false };
         assert_refused("drain", field, client.drain(request).await.map(drop));
     }
 

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use tonic::transport::Channel;
 use uuid::Uuid;
 use waybill_api::relay::v1::relay_service_client::RelayServiceClient;
+use waybill_domain::CrashPoint;
 use waybill_testkit::{Program, Signal, TestDb, TestPostgres, TestRedis, corpus, eventually, psql};
 use waybill_vectors::{DEFAULT_ALIAS, QdrantConfig, Vectors};
 
@@ -39,6 +40,11 @@ fn free_port() -> u16 {
 fn models_dir() -> PathBuf {
     std::env::var_os("WAYBILL_MODELS_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models"), PathBuf::from)
+}
+
+/// Returns the folder of the model.
+pub(crate) fn model() -> PathBuf {
+    models_dir().join("wordllama")
 }
 
 fn binary(name: &str) -> PathBuf {
@@ -200,6 +206,15 @@ impl World {
         let args = ["serve", "relay", "--config"].map(Into::into).into_iter().chain([config]);
         let env = [("WAYBILL_LOG", "info"), ("WAYBILL_TEST_CRASH_AT", crash)];
         self.relay = Program::start(env!("CARGO_BIN_EXE_waybill"), args, env).unwrap();
+    }
+
+    /// Starts a service that aborts at `crash`.
+    pub(crate) async fn serve_with_crash(&self, service: &str, crash: CrashPoint) -> Program {
+        let args = ["serve", service, "--config"].map(Into::into).into_iter().chain([self.config()]);
+        let env = [("WAYBILL_LOG", "info"), ("WAYBILL_TEST_CRASH_AT", crash.as_str())];
+        let program = Program::start(env!("CARGO_BIN_EXE_waybill"), args, env).unwrap();
+        program.line("serving", PATIENCE).await.unwrap();
+        program
     }
 
     /// Waits until the relay has aborted.

@@ -3,6 +3,7 @@
 //! A thread reads documents into a bounded channel; the sender keeps a bounded window of
 //! them on the stream and counts the answers.
 
+mod hold;
 mod progress;
 mod prune;
 mod read;
@@ -22,6 +23,7 @@ use tonic::transport::Channel;
 use uuid::Uuid;
 use waybill_api::ingestion::v1::ingestion_service_client::IngestionServiceClient;
 
+use self::hold::Hold;
 use self::progress::Progress;
 use self::read::{Common, Item};
 use self::report::Report;
@@ -61,21 +63,19 @@ pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<u8> {
         let skipped = plan.skipped.iter().map(|skipped| format!("{}{}", common.uri_prefix, skipped.uri));
         report.seen = Some(skipped.collect());
     }
-    let begun = Instant::now();
-    let total = (!from_stdin).then(|| plan.bytes());
-    let mut progress = Progress::begin(total);
-    let items = read_in_background(&args, plan, common, &mut report);
-    let sent = Sender::new(client.clone(), &target, project, &mut report, &mut progress).run(items, &stop).await;
-    progress.end();
-    report.took = begun.elapsed();
-    if let Err(error) = sent {
+    let hold = Hold::begin(&args, report.job_id).await?;
+    let loaded = load(&args, plan, common, client, &target, &mut report, &stop).await;
+    if let Some(hold) = hold {
+        hold.end().await?;
+    }
+    if let Err(error) = loaded {
         // What was done is worth knowing even so.
         print(&args, &report)?;
         return Err(error.context("import stopped; run the same command again to go on"));
     }
-
-    if !report.interrupted {
-        after(&args, client, &target, &mut report, &stop).await?;
+    if args.wait && !report.interrupted {
+        report.searchable_after = wait::until_searchable(&args, &stop).await?;
+        report.interrupted = report.searchable_after.is_none();
     }
     print(&args, &report)?;
     if report.interrupted {
@@ -85,27 +85,33 @@ pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<u8> {
     Ok(if report.failed > 0 { exit::FAILED } else { 0 })
 }
 
-/// Does what is asked for once everything is in: `--prune`, `--wait`.
-async fn after(
+/// Sends everything, and deletes what `--prune` asks for.
+async fn load(
     args: &ImportArgs,
+    plan: Plan,
+    common: Common,
     client: IngestionServiceClient<Channel>,
     target: &Target,
     report: &mut Report,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    if args.prune {
+    let project = args.project.project.as_str();
+    let begun = Instant::now();
+    let total = (args.path != Path::new("-")).then(|| plan.bytes());
+    let mut progress = Progress::begin(total);
+    let items = read_in_background(args, plan, common, report);
+    let sent = Sender::new(client.clone(), target, project, report, &mut progress).run(items, stop).await;
+    progress.end();
+    report.took = begun.elapsed();
+    sent?;
+    if args.prune && !report.interrupted {
         match &report.seen {
             Some(seen) if report.failed == 0 => {
                 let prefix = args.uri_prefix.as_deref().unwrap_or_default();
-                let project = &args.project.project;
                 report.pruned = prune::run(client, target, project, prefix, seen).await?;
             }
             _ => eprintln!("nothing deleted: --prune needs an import without failures"),
         }
-    }
-    if args.wait {
-        report.searchable_after = wait::until_searchable(args, stop).await?;
-        report.interrupted = report.searchable_after.is_none();
     }
     Ok(())
 }
