@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::models::ModelName;
 use crate::sh;
 use crate::system;
 use crate::up;
@@ -24,6 +25,18 @@ pub(crate) enum BenchCommand {
         points: u32,
         /// Rounds, the relay's and the ceiling's in turn; the median counts
         #[arg(long, default_value_t = 5)]
+        rounds: u32,
+        /// A Qdrant to measure against instead of the one of this repository
+        #[arg(long, value_name = "URL")]
+        qdrant: Option<String>,
+    },
+    /// Large loads as they are, in bulk mode and with delivery held, until all is searchable
+    Loads {
+        /// Documents of a load; some four chunks each
+        #[arg(long, default_value_t = 4_000)]
+        documents: u32,
+        /// Rounds, in which each way has its turn; the median counts
+        #[arg(long, default_value_t = 3)]
         rounds: u32,
         /// A Qdrant to measure against instead of the one of this repository
         #[arg(long, value_name = "URL")]
@@ -50,6 +63,7 @@ pub(crate) enum BenchCommand {
 pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Relay { points, rounds, qdrant } => relay(*points, *rounds, qdrant.as_deref()),
+        BenchCommand::Loads { documents, rounds, qdrant } => loads(*documents, *rounds, qdrant.as_deref()),
         BenchCommand::Llm { messages, rounds, requests } => llm(*messages, *rounds, *requests),
     }
 }
@@ -68,6 +82,20 @@ fn relay(points: u32, rounds: u32, qdrant: Option<&str>) -> anyhow::Result<()> {
         bench.args(["--qdrant", url]);
     }
     sh::print(&report(&measure(&mut bench)?))
+}
+
+fn loads(documents: u32, rounds: u32, qdrant: Option<&str>) -> anyhow::Result<()> {
+    // The fastest: what is measured is all but the model.
+    let model_dir = up::prepare(ModelName::Wordllama)?;
+    up::build(&["waybill", "waybill-bench", "waybill-qdrant-local"])?;
+    sh::step(&format!("loading {documents} documents {rounds} times in 3 ways (3 to 10 minutes)"));
+    let mut bench = Command::new(up::program("waybill-bench"));
+    bench.args(["loads", "--documents", &documents.to_string(), "--rounds", &rounds.to_string()]);
+    bench.arg("--model-dir").arg(model_dir);
+    if let Some(url) = qdrant {
+        bench.args(["--qdrant", url]);
+    }
+    sh::print(&loads_report(&measure(&mut bench)?))
 }
 
 fn llm(messages: u32, rounds: u32, requests: u32) -> anyhow::Result<()> {
@@ -130,6 +158,35 @@ fn report(result: &RelayResult) -> String {
         result.relay_median,
         result.ratio
     );
+    text
+}
+
+/// What `waybill-bench loads` prints.
+#[derive(Debug, Deserialize)]
+struct LoadsResult {
+    documents: u64,
+    chunks: u64,
+    ways: Vec<Way>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Way {
+    way: String,
+    loaded_s: f64,
+    searchable_s: f64,
+    rounds: Vec<f64>,
+}
+
+fn loads_report(result: &LoadsResult) -> String {
+    let mut text = format!("\n{} documents, {} chunks a load; s, medians\n\n", result.documents, result.chunks);
+    text.push_str("way            loaded  searchable  ratio to plain  each\n");
+    let plain = result.ways.iter().find(|way| way.way == "plain").map_or(f64::NAN, |way| way.searchable_s);
+    for Way { way, loaded_s, searchable_s, rounds } in &result.ways {
+        let each: Vec<_> = rounds.iter().map(|took| format!("{took:.1}")).collect();
+        let ratio = searchable_s / plain;
+        // Writing to a string can't fail.
+        let _ = writeln!(text, "{way:<12} {loaded_s:>8.1} {searchable_s:>11.1} {ratio:>15.2}  {}", each.join(" "));
+    }
     text
 }
 
@@ -197,6 +254,18 @@ mod tests {
         )
         .unwrap();
         assert!(report(&result).trim_end().ends_with("0.90 (aim: 0.80)"));
+    }
+
+    #[test]
+    fn the_report_of_loads_has_a_ratio_for_each_way() {
+        let result: LoadsResult = serde_json::from_str(
+            r#"{"documents":10,"chunks":40,"ways":[
+                {"way":"plain","loaded_s":1.0,"searchable_s":4.0,"rounds":[4.0]},
+                {"way":"bulk","loaded_s":1.0,"searchable_s":3.0,"rounds":[3.0,3.5]}]}"#,
+        )
+        .unwrap();
+        let text = loads_report(&result);
+        assert!(text.contains(" 1.00  4.0\n") && text.contains(" 0.75  3.0 3.5\n"), "{text}");
     }
 
     #[test]

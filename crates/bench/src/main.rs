@@ -1,11 +1,12 @@
 //! Measurements: how fast the relay is beside its ceilings, how soon a worker has a request,
-//! what embedding costs alone, and how often a search finds the page that answers a question.
+//! which way of a large load is the fastest, what embedding costs alone, and how often a search finds the page that answers a question.
 //!
 //! `cargo xtask` builds it in release and calls it; results go to stdout as JSON.
 
 mod embed_only;
 mod eval;
 mod llm;
+mod loads;
 mod relay;
 mod servers;
 
@@ -28,6 +29,8 @@ enum Command {
     Relay(relay::RelayArgs),
     /// Delivers LLM requests from the outbox to Redis, beside sending the same messages straight
     Llm(llm::LlmArgs),
+    /// Loads documents in each way there is, until they are searchable
+    Loads(loads::LoadsArgs),
     /// Embeds the chunks of a stopped `waybill up` and does nothing else
     EmbedOnly(embed_only::EmbedOnlyArgs),
     /// Asks a running search service the questions of a set
@@ -39,6 +42,7 @@ async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Relay(args) => print(&Box::pin(relay::run(&args)).await?),
         Command::Llm(args) => print(&Box::pin(llm::run(&args)).await?),
+        Command::Loads(args) => print(&Box::pin(loads::run(&args)).await?),
         Command::EmbedOnly(args) => print(&Box::pin(embed_only::run(&args)).await?),
         Command::Eval(args) => print(&eval::run(&args).await?),
     }

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use self::ceiling::{Ceiling, Shape};
 use self::rows::Round;
-use self::stage::Stage;
+pub(crate) use self::stage::Stage;
 use crate::eval::median;
 
 /// Delivered before anything is measured, so that connections are there and the relay has

@@ -34,7 +34,7 @@ const SAMPLE: usize = 64;
 const CACHE_BATCH: usize = 1_000;
 
 /// Everything that runs.
-pub(super) struct Stage {
+pub(crate) struct Stage {
     waybill: Program,
     qdrant: Option<Program>,
     qdrant_url: String,
@@ -57,7 +57,7 @@ struct Endpoints {
 impl Stage {
     /// Starts everything. Postgres and Qdrant are processes of their own, so that both the
     /// relay and the ceiling reach Qdrant in the same way.
-    pub(super) async fn set(model_dir: &Path, qdrant_url: Option<&str>) -> anyhow::Result<Self> {
+    pub(crate) async fn set(model_dir: &Path, qdrant_url: Option<&str>) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("waybill-bench-").tempdir()?;
         let postgres = TestPostgres::own().await?;
         let db = postgres.database().await?;
@@ -102,6 +102,11 @@ impl Stage {
             dir,
             _postgres: postgres,
         })
+    }
+
+    /// Where everything is that is not in a store; `up` is the directory of `waybill up`.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     pub(super) fn qdrant_url(&self) -> &str {
@@ -178,7 +183,7 @@ impl Stage {
     }
 
     /// Stops everything.
-    pub(super) async fn strike(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn strike(mut self) -> anyhow::Result<()> {
         self.pool.close().await;
         self.waybill.signal(Signal::SIGTERM)?;
         self.waybill.wait(STOP).await?;

@@ -24,6 +24,8 @@ use waybill_storage::{
 const KEYS: u8 = 6;
 const LANES: u8 = 3;
 const RELAYS: usize = 2;
+/// How far clocks step.
+const CLOCK_MAX_S: u64 = 7_200;
 
 fn key(n: u8) -> Key {
     let mut bytes = [7; 16];
@@ -44,10 +46,8 @@ enum Step {
     Begin,
     /// A running writer changes a key: takes a position.
     Write { writer: usize, key: u8 },
-    /// A running writer commits.
-    Commit { writer: usize },
-    /// A running writer aborts: its positions stay empty.
-    Abort { writer: usize },
+    /// A running writer commits or aborts: then its positions stay empty.
+    End { writer: usize, commit: bool },
     /// A relay looks at the end of the log, and takes a fence if there is news. Between the
     /// position and the xid of the fence, a writer may begin and write.
     Look { relay: usize, between: Option<u8> },
@@ -66,8 +66,8 @@ enum Step {
     Refuse { relay: usize, nth: usize, for_good: bool },
     /// A relay looks up what waits for another try.
     LookUp { relay: usize },
-    /// The time of what waits has come.
-    Wake { relay: usize },
+    /// A relay's clock steps to a time, forwards or back, and what waits is looked at.
+    Clock { relay: usize, to: u64 },
     /// An operator has a key that was given up delivered again.
     Redrive { nth: usize },
     /// Cursors are written.
@@ -84,8 +84,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => Just(Step::Begin),
         6 => (0..8usize, 0..KEYS).prop_map(|(writer, key)| Step::Write { writer, key }),
-        3 => (0..8usize).prop_map(|writer| Step::Commit { writer }),
-        1 => (0..8usize).prop_map(|writer| Step::Abort { writer }),
+        4 => (0..8usize, prop::bool::weighted(0.75)).prop_map(|(writer, commit)| Step::End { writer, commit }),
         6 => (relay.clone(), prop::option::of(0..KEYS)).prop_map(|(relay, between)| Step::Look { relay, between }),
         8 => (relay.clone(), 1..5usize).prop_map(|(relay, page)| Step::Read { relay, page }),
         4 => (relay.clone(), 1..4usize).prop_map(|(relay, most)| Step::Deliver { relay, most }),
@@ -94,7 +93,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (relay.clone(), 0..4usize).prop_map(|(relay, nth)| Step::HandBack { relay, nth }),
         3 => (relay.clone(), 0..4usize, any::<bool>()).prop_map(|(relay, nth, for_good)| Step::Refuse { relay, nth, for_good }),
         1 => relay.clone().prop_map(|relay| Step::LookUp { relay }),
-        2 => relay.clone().prop_map(|relay| Step::Wake { relay }),
+        2 => (relay.clone(), 0..CLOCK_MAX_S).prop_map(|(relay, to)| Step::Clock { relay, to }),
         1 => (0..4usize).prop_map(|nth| Step::Redrive { nth }),
         2 => relay.clone().prop_map(|relay| Step::WriteCursors { relay }),
         1 => (0..LANES, relay.clone()).prop_map(|(lane, relay)| Step::Move { lane, relay }),
@@ -177,11 +176,14 @@ struct Relay {
     log: Log,
     plan: Option<Plan>,
     deliveries: Vec<Delivery>,
+    /// The time that it is told.
+    now: Duration,
 }
 
 impl Relay {
     fn new() -> Self {
-        Self { log: Log::new(Limits { outstanding_rows: 64, parked_keys: 2 }), plan: None, deliveries: Vec::new() }
+        let log = Log::new(Limits { outstanding_rows: 64, parked_keys: 2 });
+        Self { log, plan: None, deliveries: Vec::new(), now: Duration::ZERO }
     }
 }
 
@@ -372,7 +374,7 @@ impl World {
                 *attempts = failed_before + 1;
             }
         }
-        let again_at = (!for_good).then(|| Duration::from_secs(60));
+        let again_at = (!for_good).then(|| state.now + Duration::from_secs(60));
         state.log.refused(batch.ticket, key, &held, again_at);
     }
 
@@ -389,7 +391,8 @@ impl World {
                 due_in: Duration::ZERO,
             })
             .collect();
-        self.relays[relay].log.park(&parked, Duration::ZERO);
+        let now = self.relays[relay].now;
+        self.relays[relay].log.park(&parked, now);
     }
 
     fn redrive(&mut self, nth: usize) {
@@ -458,14 +461,9 @@ impl World {
                     self.pg.write(xid, key(n));
                 }
             }
-            Step::Commit { writer } => {
+            Step::End { writer, commit } => {
                 if let Some(xid) = self.pg.nth_writer(writer) {
-                    self.pg.end(xid, true);
-                }
-            }
-            Step::Abort { writer } => {
-                if let Some(xid) = self.pg.nth_writer(writer) {
-                    self.pg.end(xid, false);
+                    self.pg.end(xid, commit);
                 }
             }
             Step::Look { relay, between } => self.look(relay, between),
@@ -480,8 +478,10 @@ impl World {
             Step::HandBack { relay, nth } => self.hand_back(relay, nth),
             Step::Refuse { relay, nth, for_good } => self.refuse(relay, nth, for_good),
             Step::LookUp { relay } => self.look_up(relay),
-            Step::Wake { relay } => {
-                self.relays[relay].log.wake_delayed(Duration::from_secs(3_600));
+            Step::Clock { relay, to } => {
+                let now = Duration::from_secs(to);
+                self.relays[relay].now = now;
+                self.relays[relay].log.wake_delayed(now);
             }
             Step::Redrive { nth } => self.redrive(nth),
             Step::WriteCursors { relay } => self.write_cursors(relay),
@@ -523,7 +523,10 @@ impl World {
             }
             for relay in 0..RELAYS {
                 self.look_up(relay);
-                self.relays[relay].log.wake_delayed(Duration::from_secs(3_600));
+                // Far enough for whatever a step of the clock has put off.
+                self.relays[relay].now += Duration::from_secs(CLOCK_MAX_S);
+                let now = self.relays[relay].now;
+                self.relays[relay].log.wake_delayed(now);
                 self.look(relay, None);
                 while self.read(relay, 3) {
                     moved = true;
@@ -581,7 +584,7 @@ proptest! {
         for step in &after {
             // The writer that is held is not among those that steps end.
             let rows = world.pg.running.remove(&held).expect("held");
-            let is_end = matches!(step, Step::Commit { .. } | Step::Abort { .. } | Step::Write { .. });
+            let is_end = matches!(step, Step::End { .. } | Step::Write { .. });
             if is_end {
                 world.step(step);
                 world.pg.running.insert(held, rows);
