@@ -13,7 +13,7 @@ use waybill_domain::{FreshnessToken, ProjectId, ProjectName, SourceId};
 use waybill_runtime::{Shutdown, grpc::answer_by, status};
 use waybill_storage::{
     projects,
-    sources::{self, Deleted, Provisional, SourceFilter},
+    sources::{self, Deleted, Deletion, Provisional, SourceFilter},
 };
 
 use crate::{
@@ -232,9 +232,9 @@ impl IngestionService for Grpc {
     ) -> Result<Response<DeleteSourceResponse>, Status> {
         let request = request.into_inner();
         let (project, id) = named_source(&request.project, &request.uri)?;
-        let deleted = sources::delete(self.ingestion.db(), id, outbox_headers().as_deref()).await;
+        let deleted = sources::delete(self.ingestion.db(), id, request.if_version, outbox_headers().as_deref()).await;
         match deleted.map_err(|error| errors::storage(&error))? {
-            Some(Deleted { chunks, version }) => {
+            Deletion::Done(Deleted { chunks, version }) => {
                 self.ingestion.ring();
                 let token = FreshnessToken { project: ProjectId::derive(&project), source: id, version, deleted: true };
                 Ok(Response::new(DeleteSourceResponse {
@@ -242,7 +242,13 @@ impl IngestionService for Grpc {
                     freshness_token: token.to_string(),
                 }))
             }
-            None => Err(self.no_source(&project, &request.uri).await),
+            Deletion::Missing => Err(self.no_source(&project, &request.uri).await),
+            Deletion::Changed(version) => Err(status::failed_precondition(
+                "SOURCE_CHANGED",
+                format!(
+                    "if_version: the source has version {version}: read it again, and delete it in that version if it is to go"
+                ),
+            )),
         }
     }
 }

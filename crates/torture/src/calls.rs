@@ -79,9 +79,10 @@ impl Calls {
         judge(CALL, client.put_source(bounded(request, CALL))).await
     }
 
-    /// Deletes a source, and returns the token. A source that is gone is [`Answer::NotFound`].
-    pub(crate) async fn delete(&self, uri: &str) -> Answer<String> {
-        let request = DeleteSourceRequest { project: PROJECT.to_owned(), uri: uri.to_owned() };
+    /// Deletes a source in this version, and returns the token. A source that is gone is [`Answer::NotFound`].
+    pub(crate) async fn delete(&self, uri: &str, version: i64) -> Answer<String> {
+        let request =
+            DeleteSourceRequest { project: PROJECT.to_owned(), uri: uri.to_owned(), if_version: Some(version) };
         let mut client = self.ingestion.clone();
         match judge(CALL, client.delete_source(bounded(request, CALL))).await {
             Answer::Clear(deleted) => Answer::Clear(deleted.freshness_token),

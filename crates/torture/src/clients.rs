@@ -250,7 +250,7 @@ impl Client {
         self.oracle.begin(&old.uri, State::Absent);
         let mut retry = Retry::new();
         loop {
-            let answer = self.calls.delete(&old.uri).await;
+            let answer = self.calls.delete(&old.uri, old.version).await;
             self.history.note(&self.who, "delete", json!({ "uri": old.uri, "answer": format!("{answer:?}") }));
             let token = match answer {
                 Answer::Clear(token) => Some(token),
@@ -269,11 +269,9 @@ impl Client {
                 None => self.calls.search(&word, SearchMode::Lexical).await,
             };
             self.answered("search after delete", &word, began, found);
-            // A deletion has no request id. One that was given up may be on its way still, and
-            // would delete whatever is put under this uri: it is never put again then.
-            if retry.attempts == 0 {
-                self.gone.push(old);
-            }
+            // One that was given up may be on its way still. It names the version that it means, so
+            // it leaves alone what is put under this uri next.
+            self.gone.push(old);
             return;
         }
     }

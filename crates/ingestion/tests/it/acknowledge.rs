@@ -53,7 +53,7 @@ async fn written(t: &Fixture) {
 }
 
 async fn delete(t: &Fixture, uri: &str) -> Result<String, Status> {
-    let request = DeleteSourceRequest { project: "p".to_owned(), uri: uri.to_owned() };
+    let request = DeleteSourceRequest { project: "p".to_owned(), uri: uri.to_owned(), if_version: None };
     t.client.clone().delete_source(request).await.map(|answer| answer.into_inner().freshness_token)
 }
 

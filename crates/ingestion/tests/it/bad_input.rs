@@ -284,7 +284,10 @@ async fn other_bad_calls_are_refused() {
         .await
         .unwrap_err();
     expect("get from nobody", &status, NotFound, "project", "nobody");
-    let status = client.delete_source(DeleteSourceRequest { project: name("p"), uri: name("a\0") }).await.unwrap_err();
+    let status = client
+        .delete_source(DeleteSourceRequest { project: name("p"), uri: name("a\0"), if_version: None })
+        .await
+        .unwrap_err();
     expect("delete NUL", &status, InvalidArgument, "uri", "U+0000");
 
     let status =

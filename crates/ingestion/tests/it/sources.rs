@@ -47,7 +47,11 @@ async fn a_source_goes_in_and_comes_back() {
     t.sql("INSERT INTO index_state (sink, kind, key, version) SELECT 'qdrant', 'chunk', id, version FROM chunk").await;
     assert_eq!(client.get_source(get("docs/a.html")).await.unwrap().into_inner().state(), SourceState::Indexed);
 
-    let delete = DeleteSourceRequest { project: "p".to_owned(), uri: "docs/a.html".to_owned() };
+    let delete = DeleteSourceRequest { project: "p".to_owned(), uri: "docs/a.html".to_owned(), if_version: None };
+    let late = DeleteSourceRequest { if_version: Some(put.version - 1), ..delete.clone() };
+    let refused = client.delete_source(late).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains(&format!("version {}", put.version)), "{}", refused.message());
     assert_eq!(client.delete_source(delete.clone()).await.unwrap().into_inner().deleted_chunk_count, 2);
     for status in
         [client.delete_source(delete).await.unwrap_err(), client.get_source(get("docs/a.html")).await.unwrap_err()]

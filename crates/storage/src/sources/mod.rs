@@ -18,7 +18,7 @@ use crate::{Db, Result, StorageError};
 
 pub use provisional::{Provisional, TakeBack, Traces, confirm, sweep, take_back, wait_until_gone};
 pub use put::{peek, put_group};
-pub use read::{Deleted, SourceFilter, SourcePage, delete, get, list};
+pub use read::{Deleted, Deletion, SourceFilter, SourcePage, delete, get, list};
 pub use requests::purge as purge_requests;
 
 /// How long a statement here waits for a row that another transaction holds. Puts hold

@@ -44,6 +44,17 @@ pub struct Deleted {
     pub version: i64,
 }
 
+/// What became of a deletion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deletion {
+    /// It is gone.
+    Done(Deleted),
+    /// There was none.
+    Missing,
+    /// It has this version, not the one that was to be deleted.
+    Changed(i64),
+}
+
 /// A row as both queries here return it.
 struct Row {
     id: Uuid,
@@ -227,25 +238,28 @@ fn past_prefix(prefix: &str) -> String {
     char::MAX.to_string().repeat(PAST_URI_BYTES / char::MAX.len_utf8())
 }
 
-/// Deletes a source, a provisional one too. `None` if there is none. `headers` go into the
-/// outbox rows.
+/// Deletes a source, a provisional one too; if `if_version` is given, only in that version.
+/// `headers` go into the outbox rows.
 ///
 /// # Errors
 /// If Postgres is away or a statement fails; then nothing is deleted.
-pub async fn delete(db: &Db, id: SourceId, headers: Option<&str>) -> Result<Option<Deleted>> {
+pub async fn delete(db: &Db, id: SourceId, if_version: Option<i64>, headers: Option<&str>) -> Result<Deletion> {
     let mut tx = begin(db, headers).await?;
     // The lock keeps new chunks out, so that those deleted are all there are.
     let found = sqlx::query_scalar!("SELECT version FROM source WHERE id = $1 FOR UPDATE", id.as_uuid())
         .fetch_optional(&mut *tx)
         .await?;
     let Some(version) = found else {
-        return Ok(None);
+        return Ok(Deletion::Missing);
     };
+    if if_version.is_some_and(|wanted| wanted != version) {
+        return Ok(Deletion::Changed(version));
+    }
     let chunks =
         sqlx::query!("DELETE FROM chunk WHERE source_id = $1", id.as_uuid()).execute(&mut *tx).await?.rows_affected();
     sqlx::query!("DELETE FROM source WHERE id = $1", id.as_uuid()).execute(&mut *tx).await?;
     tx.commit().await?;
-    Ok(Some(Deleted { chunks, version }))
+    Ok(Deletion::Done(Deleted { chunks, version }))
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ async fn a_write_is_shown_when_each_chunk_is_confirmed_as_it_is() {
 
     let future = Awaited { version: b.version + 1_000, ..b };
     assert_eq!(missing(&t, &[future]).await, [future], "a write that this Postgres has not");
-    sources::delete(&t.db, a.source, None).await.unwrap();
+    sources::delete(&t.db, a.source, None, None).await.unwrap();
     assert_eq!(missing(&t, &[a, Awaited { source: SourceId::derive(t.project, "never"), version: 1 }]).await, []);
     assert_eq!(freshness::uris(&t.db, &[a.source, b.source], 5).await.unwrap(), ["b"]);
 }
@@ -132,7 +132,7 @@ async fn a_small_backlog_is_counted_and_a_large_one_estimated() {
     // Deleted, each chunk has to go from the vector store. What is closed is not looked at: a key
     // counts once for each of its rows above that.
     t.sql("UPDATE outbox_cursor SET closed_seq = (SELECT max(seq) FROM outbox)").await;
-    sources::delete(&t.db, a.source, None).await.unwrap();
+    sources::delete(&t.db, a.source, None, None).await.unwrap();
     assert_eq!(estimate().await, 200);
     t.sql("UPDATE index_state SET deleted = true").await;
     assert_eq!(estimate().await, 0);

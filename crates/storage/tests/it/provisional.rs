@@ -154,7 +154,7 @@ async fn what_was_taken_back_leaves_nothing_and_is_not_remembered() {
 async fn a_tombstone_of_an_earlier_life_says_nothing() {
     let t = Fixture::new().await;
     let old = t.put(source(t.project, "a", &["one"])).await;
-    sources::delete(&t.db, old.source_id, None).await.unwrap();
+    sources::delete(&t.db, old.source_id, None, None).await.unwrap();
     settle_deletions(&t).await;
     let source = put(&t, "a", &["one"]).await;
     let traces = take_back(&t, &source).await;
@@ -198,7 +198,8 @@ async fn others_have_to_wait_until_it_is_decided() {
 
     // Deleted, it is taken back at once.
     let second = put(&t, "b", &["one"]).await;
-    assert!(sources::delete(&t.db, second.put.source_id, None).await.unwrap().is_some());
+    let deleted = sources::delete(&t.db, second.put.source_id, None, None).await.unwrap();
+    assert!(matches!(deleted, sources::Deletion::Done(_)));
     assert_eq!(sources::confirm(&t.db, &second).await.unwrap(), None);
     assert_eq!(sources::take_back(&t.db, &second, None).await.unwrap(), TakeBack::Gone);
 }

@@ -110,7 +110,7 @@ async fn a_late_retry_overwrites_nothing() {
     assert_eq!(t.sql("SELECT text FROM chunk").await, "new");
     assert_eq!(t.outbox_keys().await.len(), 0);
 
-    sources::delete(&t.db, first.source_id, None).await.unwrap();
+    sources::delete(&t.db, first.source_id, None, None).await.unwrap();
     assert_eq!(t.put(old).await, first);
     assert_eq!(t.number("SELECT count(*) FROM source").await, 0, "nor does it bring a deleted source back");
 }
@@ -342,10 +342,13 @@ async fn delete_counts_the_chunks_and_dirties_them() {
     let id = t.put(source(t.project, "a", &["one", "two"])).await.source_id;
     t.forget_outbox().await;
     let version = t.number("SELECT version FROM source").await;
-    let deleted = sources::delete(&t.db, id, None).await.unwrap();
-    assert_eq!(deleted, Some(sources::Deleted { chunks: 2, version }));
+    let other = sources::delete(&t.db, id, Some(version - 1), None).await.unwrap();
+    assert_eq!(other, sources::Deletion::Changed(version));
+    assert!(t.outbox_keys().await.is_empty());
+    let deleted = sources::delete(&t.db, id, Some(version), None).await.unwrap();
+    assert_eq!(deleted, sources::Deletion::Done(sources::Deleted { chunks: 2, version }));
     assert_eq!(t.outbox_keys().await.len(), 2);
-    assert_eq!(sources::delete(&t.db, id, None).await.unwrap(), None);
+    assert_eq!(sources::delete(&t.db, id, None, None).await.unwrap(), sources::Deletion::Missing);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -102,7 +102,7 @@ async fn get(project: String, uri: String, form: Form, endpoint: &EndpointArgs) 
 
 async fn delete(project: String, uri: String, endpoint: &EndpointArgs) -> anyhow::Result<()> {
     let (mut client, target) = client::ingestion(endpoint)?;
-    let request = DeleteSourceRequest { project, uri: uri.clone() };
+    let request = DeleteSourceRequest { project, uri: uri.clone(), if_version: None };
     let deleted = client.delete_source(request).await.map_err(|status| target.explain(&status))?;
     let mut out = Out::new();
     out.line(format_args!("deleted {uri}, {} chunks", deleted.into_inner().deleted_chunk_count))?;

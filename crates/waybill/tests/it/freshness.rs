@@ -132,7 +132,7 @@ async fn a_search_with_a_token_sees_its_write() {
     assert!(command.wait(PATIENCE).await.unwrap().success());
     assert!(command.output().join("\n").contains("Another"), "{:?}", command.output());
 
-    let delete = DeleteSourceRequest { project: "p".to_owned(), uri: "b".to_owned() };
+    let delete = DeleteSourceRequest { project: "p".to_owned(), uri: "b".to_owned(), if_version: None };
     let deleted = ingestion(&world).delete_source(delete).await.unwrap().into_inner();
     assert_eq!(found(&world, &[&deleted.freshness_token]).await, [format!("The {NEEDLE} number 9.")]);
     let indexed = asking(Acknowledge::Indexed, PATIENCE, text("c", &format!("One more {NEEDLE}.")));

@@ -36,11 +36,13 @@ pub(super) async fn run(
             if seen.contains(&source.uri) {
                 continue;
             }
-            let request = DeleteSourceRequest { project: project.to_owned(), uri: source.uri };
+            // As it was listed: what somebody has changed since is not ours to delete.
+            let if_version = Some(source.version);
+            let request = DeleteSourceRequest { project: project.to_owned(), uri: source.uri, if_version };
             match client.delete_source(request).await {
                 Ok(_) => pruned += 1,
                 // Somebody else was faster.
-                Err(status) if status.code() == Code::NotFound => {}
+                Err(status) if matches!(status.code(), Code::NotFound | Code::FailedPrecondition) => {}
                 Err(status) => return Err(target.explain(&status)),
             }
         }
