@@ -1,8 +1,8 @@
 //! `waybill-bench loads`: how long a large load takes until all of it is searchable: as it is, in
 //! bulk mode, and with delivery held until all of it is in Postgres.
 //!
-//! The ways take turns, each load goes into a project of its own, and all documents are new. The
-//! collection grows from one to the next; in each round another way comes first.
+//! The ways take turns, and each load has servers of its own: how fast they are depends on what they
+//! hold. Texts have the words of a language, some often and most rarely.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -13,14 +13,16 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
-use waybill_testkit::corpus;
 
 use crate::eval::median;
-use crate::relay::Stage;
+use crate::relay::{Stage, texts};
 use crate::servers::sibling;
 
-/// Loaded before anything is measured.
+/// Loaded before anything is measured, so that connections and the collection are there.
 const WARM_UP_DOCUMENTS: usize = 100;
+
+/// Paragraphs of a document; each becomes a chunk.
+const PARAGRAPHS: usize = 4;
 
 /// Arguments of `waybill-bench loads`.
 #[derive(Debug, clap::Args)]
@@ -95,19 +97,20 @@ struct Imported {
 /// If a server can't be started, or a document was not taken.
 pub(crate) async fn run(args: &LoadsArgs) -> anyhow::Result<LoadsResult> {
     ensure!(args.documents > 0 && args.rounds > 0, "nothing to measure: documents and rounds are 1 or more");
-    let stage = Stage::set(&args.model_dir, args.qdrant.as_deref()).await?;
-    let file = stage.dir().join("load.jsonl");
-    write(&file, 0, WARM_UP_DOCUMENTS)?;
-    import(&stage, &file, "warm-up", Way::Plain).await?;
-
+    let texts = texts((args.documents + WARM_UP_DOCUMENTS) * PARAGRAPHS);
+    let (warm_up, load) = texts.split_at(WARM_UP_DOCUMENTS * PARAGRAPHS);
     let mut times: BTreeMap<Way, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
     let mut chunks = 0;
     for round in 0..args.rounds {
         for turn in 0..Way::ALL.len() {
-            let number = round * Way::ALL.len() + turn + 1;
             let way = Way::ALL[(round + turn) % Way::ALL.len()];
-            write(&file, number as u64, args.documents)?;
-            let imported = import(&stage, &file, &format!("load-{number}"), way).await?;
+            let stage = Stage::set(&args.model_dir, args.qdrant.as_deref()).await?;
+            let file = stage.dir().join("load.jsonl");
+            write(&file, warm_up)?;
+            import(&stage, &file, "warm-up", Way::Plain).await?;
+            write(&file, load)?;
+            let imported = import(&stage, &file, "load", way).await?;
+            stage.strike().await?;
             ensure!(imported.new == args.documents, "{} of {} documents were taken", imported.new, args.documents);
             let searchable = imported.took_s + imported.searchable_after_s;
             eprintln!("{way:?}: loaded in {:.1} s, searchable after {searchable:.1} s", imported.took_s);
@@ -117,7 +120,6 @@ pub(crate) async fn run(args: &LoadsArgs) -> anyhow::Result<LoadsResult> {
             chunks = imported.chunks_written;
         }
     }
-    stage.strike().await?;
     let ways = times.into_iter().map(|(way, (mut loaded, all))| WayResult {
         way,
         loaded_s: median(&mut loaded),
@@ -127,12 +129,12 @@ pub(crate) async fn run(args: &LoadsArgs) -> anyhow::Result<LoadsResult> {
     Ok(LoadsResult { documents: args.documents, chunks, ways: ways.collect() })
 }
 
-/// Writes documents as JSON lines, other ones for each seed.
-fn write(file: &Path, seed: u64, documents: usize) -> anyhow::Result<()> {
+/// Writes documents as JSON lines.
+fn write(file: &Path, texts: &[String]) -> anyhow::Result<()> {
     let mut out = BufWriter::new(File::create(file).with_context(|| format!("write {}", file.display()))?);
-    for document in corpus::documents(seed, documents) {
-        let line = serde_json::json!({ "uri": document.uri, "text": document.body });
-        writeln!(out, "{line}")?;
+    for (number, paragraphs) in texts.chunks(PARAGRAPHS).enumerate() {
+        let text = paragraphs.join("\n\n");
+        writeln!(out, "{}", serde_json::json!({ "uri": format!("{number}.txt"), "text": text }))?;
     }
     out.flush()?;
     Ok(())

@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use self::ceiling::{Ceiling, Shape};
 use self::rows::Round;
+pub(crate) use self::rows::texts;
 pub(crate) use self::stage::Stage;
 use crate::eval::median;
 

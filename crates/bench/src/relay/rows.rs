@@ -28,7 +28,7 @@ const SEED: u64 = 15;
 
 /// Makes `count` different texts whose words are as unevenly frequent as those of a language
 /// (Zipf): how many texts share a word decides what an index of words costs.
-pub(super) fn texts(count: usize) -> Vec<String> {
+pub(crate) fn texts(count: usize) -> Vec<String> {
     (0..count)
         .map(|number| {
             let mut random = Xorshift::new(SEED ^ (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
