@@ -56,13 +56,17 @@ impl Targets {
         }
         let models = self.embedder.models().await?;
         let live = self.vectors.alias_target(&self.alias).await.map_err(|error| self.failure(&error))?;
-        let (index, first) = match &live {
-            Some(collection) => (index, self.of_live(&models, collection)?),
+        let first = match &live {
+            Some(collection) => self.of_live(&models, collection)?,
             None => {
                 let model = models.wanted()?;
-                (self.make(index, &model).await?, model)
+                self.make(&model).await?;
+                model
             }
         };
+        // Again: the collection that is there now may have been made meanwhile, and its generation
+        // is older than it.
+        let index = index::read(&self.db).await.map_err(|error| database(&error))?;
         let mut targets = vec![first];
         if let Some(build) = &index.build {
             // Both, until nobody searches the old one any more.
@@ -93,26 +97,20 @@ impl Targets {
 
     /// Makes the live collection and its alias. What was claimed of one that was lost is void
     /// before there is an empty one in its place.
-    async fn make(&self, index: IndexState, model: &Model) -> Result<IndexState, DeliveryError> {
+    async fn make(&self, model: &Model) -> Result<(), DeliveryError> {
         let name = &model.collection.name;
-        let mut index = index;
         if !self.vectors.collection_exists(name).await.map_err(|error| self.failure(&error))? {
-            let seen = index.generation;
-            index.generation = index::renew(&self.db, seen).await.map_err(|error| database(&error))?;
+            let renewal = index::renew(&self.db).await.map_err(|error| database(&error))?;
             let made = self.vectors.create_collection(&model.collection).await.map_err(|error| self.failure(&error))?;
-            if made {
-                if seen > 0 {
-                    // Nothing that was delivered is in it.
-                    tracing::warn!(collection = name, "the collection was lost: everything is compared");
-                    scrub::want(&self.db).await.map_err(|error| database(&error))?;
-                }
-            } else {
-                index::keep(&self.db, seen, index.generation).await.map_err(|error| database(&error))?;
-                index = index::read(&self.db).await.map_err(|error| database(&error))?;
+            if !made {
+                index::keep(&self.db, renewal).await.map_err(|error| database(&error))?;
+            } else if renewal.previous > 0 {
+                // Nothing that was delivered is in it.
+                tracing::warn!(collection = name, "the collection was lost: everything is compared");
+                scrub::want(&self.db).await.map_err(|error| database(&error))?;
             }
         }
-        self.vectors.ensure_collection(&model.collection, &self.alias).await.map_err(|error| self.failure(&error))?;
-        Ok(index)
+        self.vectors.ensure_collection(&model.collection, &self.alias).await.map_err(|error| self.failure(&error))
     }
 
     /// Sorts what the vector store answered, and forgets the target if that is not there any more.

@@ -67,33 +67,41 @@ pub async fn generation(db: &Db) -> Result<i32> {
     Ok(sqlx::query_scalar!("SELECT generation FROM vector_index WHERE single").fetch_one(db.pool()).await?)
 }
 
-/// Begins a new generation in place of `seen`, before an empty collection is made: what was claimed
-/// until now is void. Returns the new one, or the current one if another relay was faster.
-///
-/// # Errors
-/// If the statement fails.
-pub async fn renew(db: &Db, seen: i32) -> Result<i32> {
-    // From a sequence: a number that was taken back must never be handed out again.
-    let renewed = sqlx::query_scalar!(
-        r#"UPDATE vector_index SET generation = nextval('vector_index_generation')::integer
-           WHERE generation = $1 RETURNING generation"#,
-        seen
-    )
-    .fetch_optional(db.pool())
-    .await?;
-    match renewed {
-        Some(renewed) => Ok(renewed),
-        None => generation(db).await,
-    }
+/// A generation that was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewal {
+    /// The one before.
+    pub previous: i32,
+    /// Nobody else's, ever.
+    pub generation: i32,
 }
 
-/// Takes a generation back that [`renew`] began for nothing: another relay had made the collection,
-/// under `seen`, and nothing was lost since.
+/// Begins a new generation, before an empty collection is made: what was claimed until now is void.
+///
+/// Each relay that tries to make the collection begins one of its own, and those that were not
+/// the one that made it [`keep`] what was before theirs. With one for all of them, a slower one
+/// would take it back from under the collection.
 ///
 /// # Errors
 /// If the statement fails.
-pub async fn keep(db: &Db, seen: i32, renewed: i32) -> Result<()> {
-    sqlx::query!("UPDATE vector_index SET generation = $1 WHERE generation = $2", seen, renewed)
+pub async fn renew(db: &Db) -> Result<Renewal> {
+    let row = sqlx::query!(
+        r#"UPDATE vector_index v SET generation = nextval('vector_index_generation')::integer
+           FROM (SELECT generation FROM vector_index WHERE single FOR UPDATE) AS old
+           RETURNING old.generation AS "previous!", v.generation AS "generation!""#
+    )
+    .fetch_one(db.pool())
+    .await?;
+    Ok(Renewal { previous: row.previous, generation: row.generation })
+}
+
+/// Takes a generation back that [`renew`] began for nothing: another relay had made the collection.
+/// Unless there is a later one.
+///
+/// # Errors
+/// If the statement fails.
+pub async fn keep(db: &Db, renewal: Renewal) -> Result<()> {
+    sqlx::query!("UPDATE vector_index SET generation = $1 WHERE generation = $2", renewal.previous, renewal.generation)
         .execute(db.pool())
         .await?;
     Ok(())

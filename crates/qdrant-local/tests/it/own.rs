@@ -2,8 +2,9 @@
 
 use qdrant_client::Payload;
 use qdrant_client::qdrant::{
-    CreateAliasBuilder, CreateFieldIndexCollectionBuilder, FieldType, Filter, NamedVectors, PointStruct, Query,
-    QueryPointsBuilder, ScrollPointsBuilder, SetPayloadPoints, UpdateCollection, UpsertPointsBuilder,
+    CollectionParamsDiff, CreateAliasBuilder, CreateFieldIndexCollectionBuilder, FieldType, Filter, NamedVectors,
+    PointStruct, Query, QueryPointsBuilder, ScrollPointsBuilder, SetPayloadPoints, UpdateCollection,
+    UpsertPointsBuilder,
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -28,10 +29,13 @@ async fn what_is_not_here_is_refused_by_name() {
     assert!(refused.message().contains("qdrant.Points/SetPayload"));
 
     let mut collections = fixture.raw_collections().await;
-    let refused = collections.update(UpdateCollection::default()).await;
-    let refused = refused.unwrap_err();
+    let params = Some(CollectionParamsDiff::default());
+    let request = UpdateCollection { collection_name: name.clone(), params, ..UpdateCollection::default() };
+    let refused = collections.update(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
-    assert!(refused.message().contains("qdrant.Collections/Update"));
+    assert!(refused.message().contains("UpdateCollection.params"), "{}", refused.message());
+    let gone = collections.update(UpdateCollection::default()).await.unwrap_err();
+    assert_eq!(gone.code(), Code::NotFound);
 
     let by_id = QueryPointsBuilder::new(&name).query(Query::new_nearest(1_u64)).using(DENSE);
     assert_status(fixture.client.query(by_id).await, Code::Unimplemented, "VectorInput.id");

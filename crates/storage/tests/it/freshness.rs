@@ -8,7 +8,7 @@ use waybill_domain::{SinkName, SourceId};
 use waybill_storage::{
     backlog,
     freshness::{self, Awaited},
-    sources,
+    index, sources,
 };
 use waybill_testkit::eventually;
 
@@ -159,4 +159,30 @@ async fn a_small_backlog_is_counted_and_a_large_one_estimated() {
     assert!((6_000..=14_000).contains(&estimated), "{estimated} for 10,000");
     t.confirm_all().await;
     assert_eq!(estimate().await, 0, "what is confirmed counts nowhere");
+}
+
+#[tokio::test]
+async fn what_was_confirmed_of_a_lost_collection_is_void() {
+    let t = Fixture::new().await;
+    let a = put(&t, "a", &["one"]).await;
+    confirm(&t, "one").await;
+    assert_eq!(missing(&t, &[a]).await, []);
+    let first = index::renew(&t.db).await.unwrap();
+    assert_eq!(missing(&t, &[a]).await, [a]);
+
+    // Nothing was lost, as another relay had made the collection.
+    index::keep(&t.db, first).await.unwrap();
+    assert_eq!(missing(&t, &[a]).await, []);
+
+    // Two try at once. Whoever made it, and whenever the other says that it didn't: it stays void.
+    for slower_made_it in [false, true] {
+        let (one, other) = (index::renew(&t.db).await.unwrap(), index::renew(&t.db).await.unwrap());
+        let (maker, loser) = if slower_made_it { (other, one) } else { (one, other) };
+        index::keep(&t.db, loser).await.unwrap();
+        assert_eq!(missing(&t, &[a]).await, [a]);
+        let now = index::generation(&t.db).await.unwrap();
+        assert_eq!(now, maker.generation, "what its maker confirms counts");
+        t.sql(&format!("UPDATE index_state SET generation = {now}")).await;
+        assert_eq!(missing(&t, &[a]).await, []);
+    }
 }
