@@ -17,6 +17,7 @@ use waybill_api::{
 };
 use waybill_domain::CrashPoint;
 use waybill_testkit::{Program, corpus, eventually, psql};
+use waybill_vectors::DEFAULT_ALIAS;
 
 use crate::world::{PATIENCE, World, serve};
 
@@ -261,4 +262,29 @@ async fn a_process_that_dies_while_it_takes_back_leaves_nothing() {
     let again = self::put(&world, asking(Acknowledge::AllOrNothing, PATIENCE, request)).await.unwrap();
     assert_eq!(world.points().await, world.rows().await, "the retry does it anew");
     assert!(again.chunks_added > 64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_not_answered_from_a_collection_that_was_made_anew() {
+    let nothing_is_looked_for = "
+                [relay.scrub]
+                period_s = 0
+                check_s = 0
+";
+    let world = World::start_with(nothing_is_looked_for).await;
+    ingestion(&world).create_project(CreateProjectRequest { name: "p".to_owned() }).await.unwrap();
+    let (old, new) = (format!("An old {NEEDLE}."), format!("A new {NEEDLE}."));
+    let old_put = put(&world, text("old", &old)).await.unwrap();
+    assert_eq!(found(&world, &[&old_put.freshness_token]).await, [old.clone()]);
+
+    let live = world.vectors.alias_target(DEFAULT_ALIAS).await.unwrap().unwrap();
+    world.vectors.delete_collection(&live).await.unwrap();
+    let gone = search(&world, &[&old_put.freshness_token], PATIENCE).await.unwrap_err();
+    assert_eq!((gone.code(), reason(&gone).as_str()), (Code::Unavailable, "COLLECTION_LOST"));
+
+    // The next delivery makes a collection, with nothing else in it.
+    let new_put = put(&world, text("new", &new)).await.unwrap();
+    assert!(found(&world, &[&new_put.freshness_token]).await.contains(&new));
+    let both = found(&world, &[&old_put.freshness_token, &new_put.freshness_token]).await;
+    assert!(both.contains(&old) && both.contains(&new), "{both:?}");
 }
