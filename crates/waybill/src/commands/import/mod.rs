@@ -65,13 +65,21 @@ pub(crate) async fn run(args: ImportArgs) -> anyhow::Result<u8> {
     }
     let hold = Hold::begin(&args, report.job_id).await?;
     let loaded = load(&args, plan, common, client, &target, &mut report, &stop).await;
-    if let Some(hold) = hold {
-        hold.end().await?;
-    }
+    let ended = match hold {
+        Some(hold) => hold.end().await,
+        None => Ok(()),
+    };
     if let Err(error) = loaded {
         // What was done is worth knowing even so.
         print(&args, &report)?;
+        if let Err(error) = ended {
+            eprintln!("{error:#}");
+        }
         return Err(error.context("import stopped; run the same command again to go on"));
+    }
+    if let Err(error) = ended {
+        print(&args, &report)?;
+        return Err(error);
     }
     if args.wait && !report.interrupted {
         report.searchable_after = wait::until_searchable(&args, &stop).await?;
