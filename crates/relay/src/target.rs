@@ -101,10 +101,12 @@ impl Targets {
         let name = &model.collection.name;
         if !self.vectors.collection_exists(name).await.map_err(|error| self.failure(&error))? {
             let renewal = index::renew(&self.db).await.map_err(|error| database(&error))?;
+            // Before it is made: of this one, nothing can be claimed yet.
+            let was_lost = index::has_claims(&self.db).await.map_err(|error| database(&error))?;
             let made = self.vectors.create_collection(&model.collection).await.map_err(|error| self.failure(&error))?;
             if !made {
                 index::keep(&self.db, renewal).await.map_err(|error| database(&error))?;
-            } else if renewal.previous > 0 {
+            } else if was_lost {
                 // Nothing that was delivered is in it.
                 tracing::warn!(collection = name, "the collection was lost: everything is compared");
                 scrub::want(&self.db).await.map_err(|error| database(&error))?;

@@ -107,6 +107,16 @@ pub async fn keep(db: &Db, renewal: Renewal) -> Result<()> {
     Ok(())
 }
 
+/// Says whether the vector store has ever confirmed anything that still counts for something.
+///
+/// # Errors
+/// If the statement fails.
+pub async fn has_claims(db: &Db) -> Result<bool> {
+    Ok(sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM index_state WHERE sink = 'qdrant') AS "any!""#)
+        .fetch_one(db.pool())
+        .await?)
+}
+
 /// Begins a build for `model`, or goes on with it. Returns the build that is under way now: of
 /// another model, if that was first.
 ///
