@@ -9,7 +9,8 @@ use waybill_outbox::EngineConfig;
 pub struct Config {
     /// The alias under which searches find the live collection.
     pub alias: String,
-    /// The model to embed with; empty takes the embedding service's default.
+    /// The model that a collection is made for where there is none; empty takes the embedding
+    /// service's default. One that is there keeps its own, until a reindexing changes it.
     pub model: String,
     /// How long one call to the embedding service may take. A batch shrinks when it takes
     /// long, so this bounds a service that hangs, not one that is slow.

@@ -107,7 +107,7 @@ pub async fn keep(db: &Db, renewal: Renewal) -> Result<()> {
     Ok(())
 }
 
-/// Says whether the vector store has ever confirmed anything that still counts for something.
+/// Says whether the vector store has confirmed anything, under whichever generation.
 ///
 /// # Errors
 /// If the statement fails.
