@@ -4,7 +4,8 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
+    "waybill/common/v1/access.proto",
     "waybill/common/v1/common.proto",
     "waybill/ingestion/v1/ingestion.proto",
     "waybill/embedding/v1/embedding.proto",

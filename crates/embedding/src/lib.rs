@@ -17,7 +17,6 @@ mod vector;
 
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use waybill_api::FILE_DESCRIPTOR_SET;
@@ -25,7 +24,7 @@ use waybill_api::embedding::v1::{
     embedding_service_server::EmbeddingServiceServer, search_service_server::SearchServiceServer,
 };
 use waybill_runtime::Shutdown;
-use waybill_runtime::grpc::{GrpcOptions, serve};
+use waybill_runtime::grpc::{GrpcOptions, Listener, serve};
 use waybill_storage::Db;
 use waybill_vectors::Vectors;
 
@@ -55,7 +54,7 @@ pub struct Deps {
 ///
 /// # Errors
 /// If the configuration is invalid, a model can't be used, or a background task fails.
-pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shutdown: Shutdown) -> anyhow::Result<()> {
     config.validate()?;
     let Deps { db, vectors } = deps;
     let (writer, write_behind) = cache::write_behind(&db, &config.cache);

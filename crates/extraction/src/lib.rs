@@ -14,13 +14,12 @@ mod worker_tests;
 use std::sync::Arc;
 
 use anyhow::anyhow;
-use tokio::net::TcpListener;
 use tonic::service::Routes;
 use waybill_api::{FILE_DESCRIPTOR_SET, extraction::v1::extraction_service_server::ExtractionServiceServer};
 use waybill_llm_queue::LlmQueue;
 use waybill_runtime::{
     Shutdown,
-    grpc::{GrpcOptions, serve},
+    grpc::{GrpcOptions, Listener, serve},
 };
 use waybill_storage::{Bell, Db};
 
@@ -47,7 +46,7 @@ pub struct Deps {
 ///
 /// # Errors
 /// If the configuration is not valid, or the server fails.
-pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shutdown: Shutdown) -> anyhow::Result<()> {
     config.validate().map_err(|wrong| anyhow!(wrong))?;
     let provider = provider::connect(&config)?;
     let governor = Arc::new(Governor::new(&config));

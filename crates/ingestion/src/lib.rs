@@ -20,13 +20,12 @@ mod validate;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use waybill_api::{FILE_DESCRIPTOR_SET, ingestion::v1::ingestion_service_server::IngestionServiceServer};
 use waybill_runtime::{
     Shutdown,
-    grpc::{GrpcOptions, serve},
+    grpc::{GrpcOptions, Listener, serve},
 };
 use waybill_storage::Db;
 
@@ -54,7 +53,7 @@ pub struct Deps {
 ///
 /// # Errors
 /// If the configuration is not valid, its tokenizer can't be read, or the server fails.
-pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shutdown: Shutdown) -> anyhow::Result<()> {
     config.validate().map_err(|wrong| anyhow!(wrong))?;
     let chunking = config.chunking.clone();
     let chunker = tokio::task::spawn_blocking(move || {

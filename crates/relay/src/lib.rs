@@ -15,15 +15,14 @@ pub use config::{Config, ScrubConfig, VerifyConfig};
 
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
-use tonic::{service::Routes, transport::Channel};
+use tonic::service::Routes;
 use waybill_api::{FILE_DESCRIPTOR_SET, relay::v1::relay_service_server::RelayServiceServer};
 use waybill_domain::RelayId;
 use waybill_llm_queue::LlmQueue;
 use waybill_outbox::{Engine, Wake};
 use waybill_runtime::{
     Shutdown,
-    grpc::{self as server, GrpcOptions},
+    grpc::{self as server, GrpcOptions, Listener, Peer},
 };
 use waybill_storage::Db;
 use waybill_vectors::Vectors;
@@ -46,7 +45,7 @@ pub struct Deps {
     /// The vector store.
     pub vectors: Vectors,
     /// The embedding service.
-    pub embedding: Channel,
+    pub embedding: Peer,
     /// The queue of LLM requests.
     pub queue: LlmQueue,
 }
@@ -56,7 +55,7 @@ pub struct Deps {
 ///
 /// # Errors
 /// When the configuration is not valid, or a task of it fails.
-pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shutdown: Shutdown) -> anyhow::Result<()> {
     config.validate().map_err(anyhow::Error::msg)?;
     let owner = RelayId::generate();
     let embedder = Embedder::new(deps.embedding, config.model.clone(), config.embed_timeout());

@@ -4,11 +4,13 @@
 //! Nothing here knows what a document is. A service hands in its routes and its
 //! configuration type; this crate makes them a process that can be operated.
 
+pub mod auth;
 pub mod config;
 pub mod grpc;
 mod shutdown;
 pub mod status;
 pub mod telemetry;
+pub mod tls;
 pub mod trace;
 
 pub use shutdown::{Shutdown, Tasks};

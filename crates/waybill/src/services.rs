@@ -1,10 +1,9 @@
 //! The services, put together from the configuration. `up` and `serve` both run them so.
 
 use anyhow::Context;
-use tokio::net::TcpListener;
-use tonic::transport::Channel;
 use waybill_llm_queue::LlmQueue;
 use waybill_runtime::Shutdown;
+use waybill_runtime::grpc::{Listener, Peer};
 use waybill_storage::Db;
 use waybill_vectors::Vectors;
 
@@ -14,7 +13,7 @@ use crate::app_config::AppConfig;
 pub(crate) async fn ingestion(
     config: &AppConfig,
     db: Db,
-    listener: TcpListener,
+    listener: Listener,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let deps = waybill_ingestion::Deps { db };
@@ -25,7 +24,7 @@ pub(crate) async fn ingestion(
 pub(crate) async fn embedding(
     config: &AppConfig,
     db: Db,
-    listener: TcpListener,
+    listener: Listener,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let deps = waybill_embedding::Deps { db, vectors: vectors(config)? };
@@ -36,7 +35,7 @@ pub(crate) async fn embedding(
 pub(crate) async fn extraction(
     config: &AppConfig,
     db: Db,
-    listener: TcpListener,
+    listener: Listener,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let deps = waybill_extraction::Deps { db, queue: queue(config)? };
@@ -47,8 +46,8 @@ pub(crate) async fn extraction(
 pub(crate) async fn relay(
     config: &AppConfig,
     db: Db,
-    embedding: Channel,
-    listener: TcpListener,
+    embedding: Peer,
+    listener: Listener,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let deps = waybill_relay::Deps { db, vectors: vectors(config)?, embedding, queue: queue(config)? };

@@ -7,9 +7,11 @@ mod connection;
 mod deadline;
 pub(crate) mod decode;
 mod health;
+mod listener;
 mod server;
 
-pub use client::channel;
+pub use client::{Along, ClientOptions, Peer, channel, peer, peer_of};
 pub use deadline::answer_by;
 pub use health::Health;
+pub use listener::Listener;
 pub use server::{GrpcOptions, serve};

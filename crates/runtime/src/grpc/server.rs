@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -9,6 +8,8 @@ use tonic::transport::Server;
 use super::call::{CallLayer, Stops};
 use super::connection::incoming;
 use super::health::Health;
+use super::listener::Listener;
+use crate::auth::Policy;
 use crate::shutdown::Shutdown;
 
 /// How often a quiet connection is asked whether its peer is still there, and how long the
@@ -26,6 +27,9 @@ const CONCURRENCY_PER_CONNECTION: usize = 64;
 /// How long, after the hard stage, the last statuses may take to reach their callers before
 /// the connections are cut.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How long the ends of operators' actions may take to be noted when the server stops.
+const LAST_NOTES: Duration = Duration::from_secs(1);
 
 /// What a gRPC server says about itself.
 #[derive(Debug, Clone)]
@@ -60,8 +64,8 @@ impl GrpcOptions {
     }
 }
 
-/// Serves `routes` on `listener`, with reflection, health, request ids and traces, until
-/// `shutdown`: at soft it stops accepting and finishes what is in flight, at hard it answers
+/// Serves `routes` on `listener`, to those whom it lets in, with reflection, health, request ids
+/// and traces, until `shutdown`: at soft it stops accepting and finishes what is in flight, at hard it answers
 /// the rest UNAVAILABLE and cuts the connections.
 ///
 /// A handler whose stream has no end of its own should end it at [`Shutdown::soft`], or it
@@ -69,7 +73,14 @@ impl GrpcOptions {
 ///
 /// # Errors
 /// When `descriptor_set` is not a descriptor set.
-pub async fn serve(listener: TcpListener, routes: Routes, opts: GrpcOptions, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn serve(
+    listener: impl Into<Listener>,
+    routes: Routes,
+    opts: GrpcOptions,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let Listener { tcp, tls, guard } = listener.into();
+    let policy = Policy::read(opts.descriptor_set).context("read who may call what")?;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(opts.descriptor_set)
@@ -95,9 +106,9 @@ pub async fn serve(listener: TcpListener, routes: Routes, opts: GrpcOptions, shu
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .concurrency_limit_per_connection(CONCURRENCY_PER_CONNECTION)
-        .layer(CallLayer::new(stops.clone(), opts.limit_key))
+        .layer(CallLayer::new(stops.clone(), opts.limit_key, guard.clone(), policy))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming(listener, cut.clone()), stopping);
+        .serve_with_incoming_shutdown(incoming(tcp, tls, cut.clone()), stopping);
 
     let last_words = async {
         stops.hard.cancelled().await;
@@ -111,5 +122,9 @@ pub async fn serve(listener: TcpListener, routes: Routes, opts: GrpcOptions, shu
             serving.await
         }
     };
+    if let Some(auditor) = guard.auditor() {
+        // What was done is done: a log that does not answer must not hold the stop up.
+        let _noted = tokio::time::timeout(LAST_NOTES, auditor.finish()).await;
+    }
     served.context("serve gRPC")
 }

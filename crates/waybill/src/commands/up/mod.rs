@@ -19,6 +19,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use console::style;
 use tokio::time::Instant;
+use waybill_runtime::config::SecretUrl;
 use waybill_runtime::{Shutdown, Tasks, telemetry};
 use waybill_storage::Db;
 
@@ -29,6 +30,7 @@ use self::embedded::{Home, Stores};
 use self::external::{Home, Stores};
 use self::ports::Ports;
 use self::steps::{Done, step};
+use crate::access::{self, AuthMode, Front};
 use crate::app_config::{AppConfig, LogFormat};
 use crate::cli::UpArgs;
 use crate::endpoints::{self, Endpoints};
@@ -39,6 +41,9 @@ use crate::{paths, services, text};
 pub(crate) async fn run(args: UpArgs) -> anyhow::Result<()> {
     let begun = Instant::now();
     let mut config = AppConfig::load(args.source.config.as_deref())?;
+    if args.insecure_no_keys {
+        config.auth.mode = AuthMode::Open;
+    }
     let data_dir = paths::data_dir(args.data_dir.data_dir.as_deref())?;
     model::choose(&mut config, args.model_dir.as_deref(), &data_dir)?;
     let _telemetry = telemetry::init("waybill", log_format(config.log.format))?;
@@ -90,7 +95,8 @@ impl Files {
         Self { endpoints: endpoints::file_in(&data_dir), data_dir, ready: args.ready_file.clone() }
     }
 
-    fn write(&self, endpoints: &Endpoints) -> anyhow::Result<()> {
+    fn write(&self, endpoints: &Endpoints, database: &SecretUrl) -> anyhow::Result<()> {
+        endpoints::write_database_url(&self.data_dir, database)?;
         endpoints.write(&self.endpoints)?;
         match &self.ready {
             Some(path) => endpoints.write(path),
@@ -100,6 +106,7 @@ impl Files {
 
     fn remove(&self) {
         Endpoints::remove(&self.endpoints);
+        Endpoints::remove(&endpoints::database_file_in(&self.data_dir));
         if let Some(path) = &self.ready {
             Endpoints::remove(path);
         }
@@ -107,10 +114,12 @@ impl Files {
 }
 
 fn announce(running: &Running, files: &Files, args: &UpArgs, begun: Instant) -> anyhow::Result<()> {
-    files.write(&running.endpoints)?;
-    if !args.listen_host.is_loopback() {
-        let host = args.listen_host;
-        eprintln!("note: {host} is open to the network, and nobody is asked who they are");
+    files.write(&running.endpoints, &running.database)?;
+    let host = args.listen_host;
+    match (host.is_loopback(), running.asks_for_keys) {
+        (_, true) => eprintln!("callers need an API key: `waybill keys create` makes one"),
+        (false, false) => eprintln!("note: {host} is open to the network, and nobody is asked who they are"),
+        (true, false) => {}
     }
     let banner = Banner {
         endpoints: &running.endpoints,
@@ -136,6 +145,8 @@ fn is_default(data_dir: &Path) -> bool {
 /// Services stop in two groups, so that the relay can still embed what it has in flight.
 struct Running {
     endpoints: Endpoints,
+    database: SecretUrl,
+    asks_for_keys: bool,
     model: String,
     stores: Stores,
     db: Db,
@@ -179,7 +190,6 @@ impl Group {
 
 impl Running {
     async fn start(home: &Home, mut config: AppConfig, ports: Ports, process: &Shutdown) -> anyhow::Result<Self> {
-        let endpoints = ports.endpoints()?;
         let stores = Box::pin(Stores::start(home, &mut config)).await?;
         let db = Db::connect(&config.db("waybill-up")?).context("read database.url")?;
         step("schema", "migrating", async {
@@ -187,35 +197,59 @@ impl Running {
             Ok(Done::new((), format!("version {}", waybill_storage::SCHEMA_VERSION)))
         })
         .await?;
+        if config.auth.service_key.is_empty() {
+            // Nobody else needs to know it: all that call each other are in this process.
+            config.auth.service_key = access::random_secret()?;
+        }
+        let door = Front::open(&config.auth, &config.tls, &db, &ports.addresses()?).await;
+        let door = match door {
+            Ok(door) => door,
+            Err(error) => {
+                db.close().await;
+                stores.stop().await;
+                return Err(error);
+            }
+        };
         let (front, back) = (Group::new(process), Group::new(process));
-        let model = model::describe(&config);
-        let running = Self { endpoints, model, stores, db, front, back };
-        match running.start_services(config, ports).await {
+        let running = Self {
+            endpoints: ports.endpoints(door.is_secure())?,
+            database: config.database.url.clone(),
+            asks_for_keys: door.asks_for_keys(),
+            model: model::describe(&config),
+            stores,
+            db,
+            front,
+            back,
+        };
+        match running.start_services(config, ports, &door).await {
             Ok(()) => Ok(running),
             // What made a service fail is what stopping it returns.
             Err(error) => Err(running.stop().await.err().unwrap_or(error)),
         }
     }
 
-    async fn start_services(&self, config: AppConfig, ports: Ports) -> anyhow::Result<()> {
+    async fn start_services(&self, config: AppConfig, ports: Ports, door: &Front) -> anyhow::Result<()> {
         let Self { db, front, back, endpoints, .. } = self;
         let config = Arc::new(config);
+        let [ingestion_listener, embedding_listener, extraction_listener, relay_listener] =
+            [ports.ingestion, ports.embedding, ports.extraction, ports.relay].map(|port| door.listener(port));
         back.run("embedding", {
             let (config, db, stop) = (Arc::clone(&config), db.clone(), back.shutdown.clone());
-            async move { services::embedding(&config, db, ports.embedding, stop).await }
+            async move { services::embedding(&config, db, embedding_listener, stop).await }
         });
         front.run("ingestion", {
             let (config, db, stop) = (Arc::clone(&config), db.clone(), front.shutdown.clone());
-            async move { services::ingestion(&config, db, ports.ingestion, stop).await }
+            async move { services::ingestion(&config, db, ingestion_listener, stop).await }
         });
-        let embedding = waybill_runtime::grpc::channel(&endpoints.embedding)?;
+        let between = access::between_services(&config.auth, &config.tls);
+        let embedding = waybill_runtime::grpc::peer(&endpoints.embedding, &between)?;
         front.run("relay", {
             let (config, db, stop) = (Arc::clone(&config), db.clone(), front.shutdown.clone());
-            async move { services::relay(&config, db, embedding, ports.relay, stop).await }
+            async move { services::relay(&config, db, embedding, relay_listener, stop).await }
         });
         front.run("extraction", {
             let (config, db, stop) = (Arc::clone(&config), db.clone(), front.shutdown.clone());
-            async move { services::extraction(&config, db, ports.extraction, stop).await }
+            async move { services::extraction(&config, db, extraction_listener, stop).await }
         });
         step("services", "loading the model", async {
             let urls = [&endpoints.ingestion, &endpoints.embedding, &endpoints.extraction, &endpoints.relay];
@@ -226,7 +260,7 @@ impl Running {
                 }
             };
             tokio::select! {
-                ready = health::all_serving(&urls) => ready.map(|()| Done::new((), "all answer")),
+                ready = health::all_serving(&urls, &between) => ready.map(|()| Done::new((), "all answer")),
                 () = failed => Err(anyhow::anyhow!("a service ended by itself")),
             }
         })
