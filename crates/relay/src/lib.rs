@@ -22,7 +22,7 @@ use waybill_domain::RelayId;
 use waybill_llm_queue::LlmQueue;
 use waybill_outbox::{Engine, Wake};
 use waybill_runtime::{
-    Shutdown,
+    Shutdown, Signals,
     grpc::{self as server, GrpcOptions},
 };
 use waybill_storage::Db;
@@ -49,6 +49,8 @@ pub struct Deps {
     pub embedding: Channel,
     /// The queue of LLM requests.
     pub queue: LlmQueue,
+    /// What the relay measures with, and where it says how it is.
+    pub signals: Signals,
 }
 
 /// Serves RelayService on `listener` and delivers, until `shutdown`: at soft it ends and
@@ -107,7 +109,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
             Ok(())
         });
     }
-    let options = GrpcOptions::new(&["waybill.relay.v1.RelayService"], FILE_DESCRIPTOR_SET);
+    let options = GrpcOptions::new(&["waybill.relay.v1.RelayService"], FILE_DESCRIPTOR_SET).with_signals(&deps.signals);
     let routes = Routes::new(RelayServiceServer::new(service));
     let served = server::serve(listener, routes, options, shutdown.clone()).await;
     // A server that could not start must not leave the engine running alone.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use waybill_llm_queue::QueueConfig;
+use waybill_runtime::admin::AdminConfig;
 use waybill_runtime::config::{ConfigError, Loader, Secret, SecretUrl, ShutdownConfig};
-use waybill_runtime::telemetry::Format;
+use waybill_runtime::telemetry::{Format, TelemetryConfig};
 use waybill_storage::DbConfig;
 use waybill_vectors::QdrantConfig;
 
@@ -45,6 +46,8 @@ pub(crate) struct AppConfig {
     pub(crate) relay: waybill_relay::Config,
     pub(crate) shutdown: ShutdownConfig,
     pub(crate) log: LogSection,
+    pub(crate) admin: AdminConfig,
+    pub(crate) telemetry: TelemetryConfig,
 }
 
 /// Postgres, the source of truth.
@@ -208,6 +211,7 @@ impl AppConfig {
         self.embedding.validate()?;
         self.extraction.validate().map_err(|problem| section_error("extraction", &problem))?;
         self.relay.validate().map_err(|problem| section_error("relay", &problem))?;
+        self.telemetry.validate("telemetry")?;
         self.shutdown.validate("shutdown")
     }
 

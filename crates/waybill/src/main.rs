@@ -11,6 +11,7 @@ mod endpoints;
 mod exit;
 mod out;
 mod paths;
+mod process;
 mod screen;
 mod services;
 mod slow;

@@ -14,6 +14,7 @@ use tracing::{Instrument, Span};
 
 use super::body::CallBody;
 use super::decode;
+use super::measure::{CallMeter, Measured};
 use crate::shutdown::{millis, panic_text};
 use crate::status;
 use crate::trace::{self, REQUEST_ID, RequestId};
@@ -40,11 +41,12 @@ pub(super) struct Stops {
 pub(super) struct CallLayer {
     stops: Stops,
     limit_key: Option<&'static str>,
+    meter: CallMeter,
 }
 
 impl CallLayer {
-    pub(super) fn new(stops: Stops, limit_key: Option<&'static str>) -> Self {
-        Self { stops, limit_key }
+    pub(super) fn new(stops: Stops, limit_key: Option<&'static str>, meter: CallMeter) -> Self {
+        Self { stops, limit_key, meter }
     }
 }
 
@@ -81,7 +83,7 @@ where
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
 
-        let call = Call::begin(&request, self.options.limit_key);
+        let call = Call::begin(&request, &self.options);
         let stop = if WATCHES.contains(&call.method.as_ref()) {
             self.options.stops.watches.clone()
         } else {
@@ -113,11 +115,12 @@ pub(super) struct Call {
     span: Span,
     started: Instant,
     limit_key: Option<&'static str>,
+    measured: Measured,
     logged: bool,
 }
 
 impl Call {
-    fn begin(request: &Request<Body>, limit_key: Option<&'static str>) -> Self {
+    fn begin(request: &Request<Body>, options: &CallLayer) -> Self {
         let method: Arc<str> = request.uri().path().into();
         let id = RequestId::of(request.headers());
         let span = tracing::info_span!(
@@ -125,10 +128,13 @@ impl Call {
             otel.name = method.trim_start_matches('/'),
             otel.kind = "server",
             rpc.system = "grpc",
+            rpc.grpc.status_code = tracing::field::Empty,
+            otel.status_code = tracing::field::Empty,
             request_id = %id,
         );
         trace::adopt(&span, request.headers(), &id);
-        Self { method, id, span, started: Instant::now(), limit_key, logged: false }
+        let measured = options.meter.begin(&method);
+        Self { method, id, span, started: Instant::now(), limit_key: options.limit_key, measured, logged: false }
     }
 
     pub(super) fn span(&self) -> &Span {
@@ -184,9 +190,13 @@ impl Call {
             return;
         }
         let _in_span = self.span.enter();
-        let elapsed_ms = millis(self.started.elapsed());
+        let elapsed = self.started.elapsed();
+        self.measured.end(code, elapsed);
+        self.span.record("rpc.grpc.status_code", code as i32);
+        let elapsed_ms = millis(elapsed);
         match code {
             Code::Internal | Code::Unknown | Code::DataLoss => {
+                self.span.record("otel.status_code", "ERROR");
                 tracing::warn!(method = %self.method, ?code, status = message, elapsed_ms, "call failed");
             }
             _ => {

@@ -7,9 +7,10 @@ mod connection;
 mod deadline;
 pub(crate) mod decode;
 mod health;
+mod measure;
 mod server;
 
 pub use client::channel;
 pub use deadline::answer_by;
 pub use health::Health;
-pub use server::{GrpcOptions, serve};
+pub use server::{GrpcOptions, STARTING, serve};
