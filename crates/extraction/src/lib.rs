@@ -18,7 +18,7 @@ use tonic::service::Routes;
 use waybill_api::{FILE_DESCRIPTOR_SET, extraction::v1::extraction_service_server::ExtractionServiceServer};
 use waybill_llm_queue::LlmQueue;
 use waybill_runtime::{
-    Shutdown,
+    Shutdown, Signals,
     grpc::{GrpcOptions, Listener, serve},
 };
 use waybill_storage::{Bell, Db};
@@ -38,6 +38,8 @@ pub struct Deps {
     pub db: Db,
     /// The queue of requests.
     pub queue: LlmQueue,
+    /// What the service measures with, and where it says how it is.
+    pub signals: Signals,
 }
 
 /// Serves `ExtractionService` on `listener` and works off the queue, until `shutdown`: at
@@ -74,7 +76,7 @@ pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shut
         foreign,
     };
     let routes = Routes::new(ExtractionServiceServer::new(service));
-    let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET);
+    let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET).with_signals(&deps.signals);
     let served = serve(listener, routes, options, shutdown.clone()).await;
     // A server that could not start must not leave a worker running alone.
     shutdown.trigger();

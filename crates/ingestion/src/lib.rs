@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use waybill_api::{FILE_DESCRIPTOR_SET, ingestion::v1::ingestion_service_server::IngestionServiceServer};
 use waybill_runtime::{
-    Shutdown,
+    Shutdown, Signals,
     grpc::{GrpcOptions, Listener, serve},
 };
 use waybill_storage::Db;
@@ -47,6 +47,8 @@ const FIRST_MEASUREMENT: Duration = Duration::from_secs(2);
 pub struct Deps {
     /// The database, migrated.
     pub db: Db,
+    /// What the service measures with, and where it says how it is.
+    pub signals: Signals,
 }
 
 /// Serves `IngestionService` on `listener` until `shutdown`.
@@ -74,7 +76,9 @@ pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shut
     let max_message_bytes = config.max_body_bytes + MESSAGE_OVERHEAD_BYTES;
     let service = Grpc { limits: Limits::new(&config), config, ingestion, backlog, shutdown: shutdown.clone() };
     let routes = Routes::new(IngestionServiceServer::new(service).max_decoding_message_size(max_message_bytes));
-    let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET).with_limit_key("ingestion.max_body_bytes");
+    let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET)
+        .with_limit_key("ingestion.max_body_bytes")
+        .with_signals(&deps.signals);
     serve(listener, routes, options, shutdown).await?;
     tasks.finish().await
 }

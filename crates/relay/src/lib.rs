@@ -21,7 +21,7 @@ use waybill_domain::RelayId;
 use waybill_llm_queue::LlmQueue;
 use waybill_outbox::{Engine, Wake};
 use waybill_runtime::{
-    Shutdown,
+    Shutdown, Signals,
     grpc::{self as server, GrpcOptions, Listener, Peer},
 };
 use waybill_storage::Db;
@@ -48,6 +48,8 @@ pub struct Deps {
     pub embedding: Peer,
     /// The queue of LLM requests.
     pub queue: LlmQueue,
+    /// What the relay measures with, and where it says how it is.
+    pub signals: Signals,
 }
 
 /// Serves RelayService on `listener` and delivers, until `shutdown`: at soft it ends and
@@ -106,7 +108,7 @@ pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shut
             Ok(())
         });
     }
-    let options = GrpcOptions::new(&["waybill.relay.v1.RelayService"], FILE_DESCRIPTOR_SET);
+    let options = GrpcOptions::new(&["waybill.relay.v1.RelayService"], FILE_DESCRIPTOR_SET).with_signals(&deps.signals);
     let routes = Routes::new(RelayServiceServer::new(service));
     let served = server::serve(listener, routes, options, shutdown.clone()).await;
     // A server that could not start must not leave the engine running alone.

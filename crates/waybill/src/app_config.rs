@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use waybill_llm_queue::QueueConfig;
+use waybill_runtime::admin::AdminConfig;
 use waybill_runtime::config::{ConfigError, Loader, Secret, SecretUrl, ShutdownConfig};
-use waybill_runtime::telemetry::Format;
+use waybill_runtime::telemetry::{Format, TelemetryConfig};
 use waybill_runtime::tls::TlsConfig;
 use waybill_storage::DbConfig;
 use waybill_vectors::QdrantConfig;
@@ -54,6 +55,8 @@ pub(crate) struct AppConfig {
     pub(crate) tls: TlsConfig,
     pub(crate) shutdown: ShutdownConfig,
     pub(crate) log: LogSection,
+    pub(crate) admin: AdminConfig,
+    pub(crate) telemetry: TelemetryConfig,
 }
 
 /// Postgres, the source of truth.
@@ -219,6 +222,7 @@ impl AppConfig {
         self.relay.validate().map_err(|problem| section_error("relay", &problem))?;
         self.auth.validate()?;
         self.tls.validate("tls")?;
+        self.telemetry.validate("telemetry")?;
         self.shutdown.validate("shutdown")
     }
 

@@ -24,6 +24,9 @@ pub(crate) struct Endpoints {
     pub(crate) extraction: String,
     /// RelayService.
     pub(crate) relay: String,
+    /// Metrics and health, over HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) admin: Option<String>,
 }
 
 /// The file in `data_dir`.

@@ -12,6 +12,7 @@ mod endpoints;
 mod exit;
 mod out;
 mod paths;
+mod process;
 mod screen;
 mod services;
 mod slow;

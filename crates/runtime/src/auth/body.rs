@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use tonic_types::ErrorDetails;
 
 use super::scan::{Refused, Scan};
-use super::{Access, Admitted, Caller, Scope};
+use super::{Access, Admitted, Caller, Denials, Scope};
 use crate::status;
 
 /// A gRPC message comes with a flag and its length in front.
@@ -19,6 +19,7 @@ const HEADER_BYTES: usize = 5;
 pub(crate) struct GuardedBody {
     inner: Body,
     caller: Caller,
+    denials: Denials,
     max_message_bytes: Option<u64>,
     scan: Option<Scan>,
     header: Vec<u8>,
@@ -27,7 +28,7 @@ pub(crate) struct GuardedBody {
 
 impl GuardedBody {
     /// Puts itself in front of a body, if there is anything to watch for.
-    pub(crate) fn around(inner: Body, access: Option<&Access>, admitted: &Admitted) -> Body {
+    pub(crate) fn around(inner: Body, access: Option<&Access>, admitted: &Admitted, denials: &Denials) -> Body {
         let path = match access.map(|access| &access.scope) {
             Some(Scope::Project(path)) if admitted.caller.projects().is_some() => Some(path.clone()),
             _ => None,
@@ -38,6 +39,7 @@ impl GuardedBody {
         Body::new(Self {
             inner,
             caller: admitted.caller.clone(),
+            denials: denials.clone(),
             max_message_bytes: admitted.max_message_bytes,
             scan: path.map(Scan::new),
             header: Vec::with_capacity(HEADER_BYTES),
@@ -61,7 +63,8 @@ impl GuardedBody {
             bytes = rest;
             self.left -= now.len() as u64;
             if let Some(scan) = &mut self.scan {
-                scan.feed(now, &|project| self.caller.may_see(project)).map_err(|why| refusal(&self.caller, why))?;
+                scan.feed(now, &|project| self.caller.may_see(project))
+                    .map_err(|why| refusal(&self.caller, &self.denials, why))?;
             }
             self.end_if_whole()?;
         }
@@ -72,6 +75,7 @@ impl GuardedBody {
         let (flag, length) = (self.header[0], &self.header[1..]);
         self.left = length.iter().fold(0, |length, byte| length << 8 | u64::from(*byte));
         if let Some(most) = self.max_message_bytes.filter(|most| self.left > *most) {
+            self.denials.note("size");
             let sizes = format!("{} bytes, this key may send {most}", self.left);
             let text = format!("the message is too large: {sizes}; send it in smaller parts");
             let details = ErrorDetails::with_quota_failure_violation("message size", sizes);
@@ -94,15 +98,18 @@ impl GuardedBody {
         }
         self.header.clear();
         match &self.scan {
-            Some(scan) => scan.end().map_err(|why| refusal(&self.caller, why)),
+            Some(scan) => scan.end().map_err(|why| refusal(&self.caller, &self.denials, why)),
             None => Ok(()),
         }
     }
 }
 
-fn refusal(caller: &Caller, why: Refused) -> Status {
+fn refusal(caller: &Caller, denials: &Denials, why: Refused) -> Status {
     match why {
-        Refused::Text(project) => caller.no_project(&project),
+        Refused::Text(project) => {
+            denials.note("project");
+            caller.no_project(&project)
+        }
         Refused::Malformed => status::with_reason(
             Code::InvalidArgument,
             "MALFORMED_MESSAGE",

@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http::{HeaderMap, header};
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Meter};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -126,6 +128,21 @@ pub(crate) struct Admitted {
     pub(crate) caller: Caller,
     pub(crate) running: Running,
     pub(crate) max_message_bytes: Option<u64>,
+}
+
+/// Counts what was not let in. Clones share the count.
+#[derive(Debug, Clone)]
+pub(crate) struct Denials(Counter<u64>);
+
+impl Denials {
+    pub(crate) fn new(meter: &Meter) -> Self {
+        let counter = meter.u64_counter("waybill_auth_denied_total");
+        Self(counter.with_description("Calls that were not let in, by the reason").build())
+    }
+
+    pub(crate) fn note(&self, reason: &'static str) {
+        self.0.add(1, &[KeyValue::new("reason", reason)]);
+    }
 }
 
 /// A call that was not let in: what to answer, and the reason as metrics have it.

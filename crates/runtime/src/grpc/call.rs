@@ -14,7 +14,8 @@ use tracing::{Instrument, Span};
 
 use super::body::CallBody;
 use super::decode;
-use crate::auth::{Denied, Guard, GuardedBody, Policy, Record, Running};
+use super::measure::{CallMeter, Measured};
+use crate::auth::{Denials, Denied, Guard, GuardedBody, Policy, Record, Running};
 use crate::shutdown::{millis, panic_text};
 use crate::status;
 use crate::trace::{self, REQUEST_ID, RequestId};
@@ -43,11 +44,20 @@ pub(super) struct CallLayer {
     limit_key: Option<&'static str>,
     guard: Guard,
     policy: Policy,
+    meter: CallMeter,
+    denials: Denials,
 }
 
 impl CallLayer {
-    pub(super) fn new(stops: Stops, limit_key: Option<&'static str>, guard: Guard, policy: Policy) -> Self {
-        Self { stops, limit_key, guard, policy }
+    pub(super) fn new(
+        stops: Stops,
+        limit_key: Option<&'static str>,
+        guard: Guard,
+        policy: Policy,
+        meter: CallMeter,
+        denials: Denials,
+    ) -> Self {
+        Self { stops, limit_key, guard, policy, meter, denials }
     }
 
     /// Lets a call in: what is left of its request is what the handler may see.
@@ -55,11 +65,12 @@ impl CallLayer {
         let access = self.policy.of(&call.method);
         let admitted = self.guard.admit(&call.method, access, request.headers()).await.map_err(|denied| {
             let Denied { status, reason } = denied;
+            self.denials.note(reason);
             tracing::debug!(method = %call.method, reason, "call not let in");
             status
         })?;
         let (mut parts, body) = request.into_parts();
-        let mut body = GuardedBody::around(body, access, &admitted);
+        let mut body = GuardedBody::around(body, access, &admitted, &self.denials);
         if let Some(access) = access.filter(|access| access.audited)
             && let Some(auditor) = self.guard.auditor()
         {
@@ -106,7 +117,7 @@ where
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
 
-        let mut call = Call::begin(&request, self.options.limit_key);
+        let mut call = Call::begin(&request, &self.options);
         let stop = if WATCHES.contains(&call.method.as_ref()) {
             self.options.stops.watches.clone()
         } else {
@@ -148,11 +159,12 @@ pub(super) struct Call {
     running: Option<Running>,
     /// Where its end is noted, if it is an operator's action.
     record: Option<Record>,
+    measured: Measured,
     logged: bool,
 }
 
 impl Call {
-    fn begin(request: &Request<Body>, limit_key: Option<&'static str>) -> Self {
+    fn begin(request: &Request<Body>, options: &CallLayer) -> Self {
         let method: Arc<str> = request.uri().path().into();
         let id = RequestId::of(request.headers());
         let span = tracing::info_span!(
@@ -160,10 +172,15 @@ impl Call {
             otel.name = method.trim_start_matches('/'),
             otel.kind = "server",
             rpc.system = "grpc",
+            rpc.grpc.status_code = tracing::field::Empty,
+            otel.status_code = tracing::field::Empty,
             request_id = %id,
         );
         trace::adopt(&span, request.headers(), &id);
-        Self { method, id, span, started: Instant::now(), limit_key, running: None, record: None, logged: false }
+        let measured = options.meter.begin(&method);
+        let limit_key = options.limit_key;
+        let (running, record) = (None, None);
+        Self { method, id, span, started: Instant::now(), limit_key, running, record, measured, logged: false }
     }
 
     pub(super) fn span(&self) -> &Span {
@@ -230,9 +247,13 @@ impl Call {
         if let Some(record) = self.record.take() {
             record.end(code, message);
         }
-        let elapsed_ms = millis(self.started.elapsed());
+        let elapsed = self.started.elapsed();
+        self.measured.end(code, elapsed);
+        self.span.record("rpc.grpc.status_code", code as i32);
+        let elapsed_ms = millis(elapsed);
         match code {
             Code::Internal | Code::Unknown | Code::DataLoss => {
+                self.span.record("otel.status_code", "ERROR");
                 tracing::warn!(method = %self.method, ?code, status = message, elapsed_ms, "call failed");
             }
             _ => {

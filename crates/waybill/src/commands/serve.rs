@@ -3,14 +3,15 @@
 use anyhow::Context;
 use tokio::net::TcpListener;
 use waybill_runtime::config::ConfigError;
-use waybill_runtime::grpc::{Listener, peer};
-use waybill_runtime::{Shutdown, telemetry};
+use waybill_runtime::grpc::{self, Listener, peer};
+use waybill_runtime::{Shutdown, Signals, telemetry};
 use waybill_storage::Db;
 
 use crate::access::{self, AuthMode, Front};
 use crate::app_config::AppConfig;
 use crate::cli::{ServeArgs, ServiceName};
 use crate::exit::Usage;
+use crate::process::{self, AdminPort, Watch};
 use crate::services;
 
 /// Runs the command, until a signal or until the service fails.
@@ -19,15 +20,19 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     if args.insecure_no_keys {
         config.auth.mode = AuthMode::Open;
     }
-    let (name, application) = match args.service {
-        ServiceName::Ingestion => ("ingestion", "waybill-ingestion"),
-        ServiceName::Embedding => ("embedding", "waybill-embedding"),
-        ServiceName::Extraction => ("extraction", "waybill-extraction"),
-        ServiceName::Relay => ("relay", "waybill-relay"),
+    let (name, application, admin_port) = match args.service {
+        ServiceName::Ingestion => ("ingestion", "waybill-ingestion", 7711),
+        ServiceName::Extraction => ("extraction", "waybill-extraction", 7712),
+        ServiceName::Embedding => ("embedding", "waybill-embedding", 7713),
+        ServiceName::Relay => ("relay", "waybill-relay", 7714),
     };
     let database = config.db(application)?;
     check_stores(&config, args.service)?;
-    let _telemetry = telemetry::init(application, config.log.format.into())?;
+    let telemetry = telemetry::start(application, config.log.format.into(), &config.telemetry)?;
+    let signals = telemetry.signals();
+    signals.components.hold(grpc::STARTING, "it has just been started");
+    // First: whoever watches the process hears why it waits.
+    let _admin = AdminPort::open(&config, admin_port, &telemetry).await?;
     let shutdown = Shutdown::on_signals(config.shutdown.deadline()).context("watch for signals")?;
 
     let address = args.listen.unwrap_or(match args.service {
@@ -41,11 +46,14 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
         .map_err(|error| Usage(format!("can't listen on {address} ({error}): set `listen.{name}` or --listen")))?;
 
     let db = Db::connect(&database).context("read database.url")?;
-    db.check_schema().await.context("check the schema of the database")?;
+    if !process::wait_for_schema(&db, &signals.components, &shutdown).await? {
+        return Ok(());
+    }
+    Watch::new(&signals, &shutdown).postgres(&db);
     let address = listener.local_addr()?;
     let front = Front::open(&config.auth, &config.tls, &db, &[address]).await?;
     tracing::info!(service = name, listen = %address, keys = front.asks_for_keys(), tls = front.is_secure(), "serving");
-    let served = serve(args.service, &config, db.clone(), front.listener(listener), shutdown).await;
+    let served = serve(args.service, &config, db.clone(), &signals, front.listener(listener), shutdown).await;
     db.close().await;
     served
 }
@@ -66,17 +74,18 @@ async fn serve(
     service: ServiceName,
     config: &AppConfig,
     db: Db,
+    signals: &Signals,
     listener: Listener,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     match service {
-        ServiceName::Ingestion => services::ingestion(config, db, listener, shutdown).await,
-        ServiceName::Embedding => services::embedding(config, db, listener, shutdown).await,
-        ServiceName::Extraction => services::extraction(config, db, listener, shutdown).await,
+        ServiceName::Ingestion => services::ingestion(config, db, signals, listener, shutdown).await,
+        ServiceName::Embedding => services::embedding(config, db, signals, listener, shutdown).await,
+        ServiceName::Extraction => services::extraction(config, db, signals, listener, shutdown).await,
         ServiceName::Relay => {
             let options = access::between_services(&config.auth, &config.tls);
             let embedding = peer(&config.endpoints.embedding, &options).context("read endpoints.embedding")?;
-            services::relay(config, db, embedding, listener, shutdown).await
+            services::relay(config, db, embedding, signals, listener, shutdown).await
         }
     }
 }

@@ -20,7 +20,7 @@ use anyhow::Context;
 use console::style;
 use tokio::time::Instant;
 use waybill_runtime::config::SecretUrl;
-use waybill_runtime::{Shutdown, Tasks, telemetry};
+use waybill_runtime::{Shutdown, Signals, Tasks, telemetry};
 use waybill_storage::Db;
 
 use self::banner::Banner;
@@ -35,6 +35,7 @@ use crate::app_config::{AppConfig, LogFormat};
 use crate::cli::UpArgs;
 use crate::endpoints::{self, Endpoints};
 use crate::out::{Out, ReaderGone};
+use crate::process::{AdminPort, Watch};
 use crate::{paths, services, text};
 
 /// Runs the command, until a signal or until a service fails.
@@ -46,24 +47,29 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<()> {
     }
     let data_dir = paths::data_dir(args.data_dir.data_dir.as_deref())?;
     model::choose(&mut config, args.model_dir.as_deref(), &data_dir)?;
-    let _telemetry = telemetry::init("waybill", log_format(config.log.format))?;
+    let telemetry = telemetry::start("waybill", log_format(config.log.format), &config.telemetry)?;
+    let signals = telemetry.signals();
+    signals.components.hold(UP, "its services are being started");
     let shutdown = Shutdown::on_signals(config.shutdown.deadline()).context("watch for signals")?;
 
     let home = Home::take(&data_dir)?;
+    let admin_port = if args.free_ports { 0 } else { ADMIN_PORT };
+    let admin = AdminPort::open(&config, admin_port, &telemetry).await?;
     let ports = Ports::bind(&args).await?;
     let files = Files::of(&home, &args);
     let version = env!("CARGO_PKG_VERSION");
     eprintln!("waybill {version}, data in {}", home.path().display());
 
     let soft = shutdown.soft();
-    let running = tokio::select! {
-        running = Box::pin(Running::start(&home, config, ports, &shutdown)) => running?,
+    let mut running = tokio::select! {
+        running = Box::pin(Running::start(&home, config, ports, signals, &shutdown)) => running?,
         // Nothing was promised to anybody yet: the stores are dropped where they are.
         () = soft.cancelled() => {
             eprintln!("stopped before it was up");
             return Ok(());
         }
     };
+    running.endpoints.admin = admin.as_ref().map(AdminPort::url);
     let announced = announce(&running, &files, &args, begun);
     if announced.is_ok() {
         running.until_stopping(&shutdown).await;
@@ -81,6 +87,12 @@ fn log_format(configured: LogFormat) -> telemetry::Format {
         named => named.into(),
     }
 }
+
+/// Where metrics and health are, unless the port is taken or another is configured.
+const ADMIN_PORT: u16 = 7710;
+
+/// Who holds the process not ready until all services answer.
+const UP: &str = "up";
 
 /// The files by which others find this process.
 struct Files {
@@ -150,6 +162,7 @@ struct Running {
     model: String,
     stores: Stores,
     db: Db,
+    signals: Signals,
     front: Group,
     back: Group,
 }
@@ -189,7 +202,13 @@ impl Group {
 }
 
 impl Running {
-    async fn start(home: &Home, mut config: AppConfig, ports: Ports, process: &Shutdown) -> anyhow::Result<Self> {
+    async fn start(
+        home: &Home,
+        mut config: AppConfig,
+        ports: Ports,
+        signals: Signals,
+        process: &Shutdown,
+    ) -> anyhow::Result<Self> {
         let stores = Box::pin(Stores::start(home, &mut config)).await?;
         let db = Db::connect(&config.db("waybill-up")?).context("read database.url")?;
         step("schema", "migrating", async {
@@ -218,6 +237,7 @@ impl Running {
             model: model::describe(&config),
             stores,
             db,
+            signals,
             front,
             back,
         };
@@ -229,27 +249,31 @@ impl Running {
     }
 
     async fn start_services(&self, config: AppConfig, ports: Ports, door: &Front) -> anyhow::Result<()> {
-        let Self { db, front, back, endpoints, .. } = self;
+        let Self { db, front, back, endpoints, signals, .. } = self;
         let config = Arc::new(config);
         let [ingestion_listener, embedding_listener, extraction_listener, relay_listener] =
             [ports.ingestion, ports.embedding, ports.extraction, ports.relay].map(|port| door.listener(port));
+        Watch::new(signals, &back.shutdown).postgres(db);
         back.run("embedding", {
-            let (config, db, stop) = (Arc::clone(&config), db.clone(), back.shutdown.clone());
-            async move { services::embedding(&config, db, embedding_listener, stop).await }
+            let (config, db, signals, stop) = (Arc::clone(&config), db.clone(), signals.clone(), back.shutdown.clone());
+            async move { services::embedding(&config, db, &signals, embedding_listener, stop).await }
         });
         front.run("ingestion", {
-            let (config, db, stop) = (Arc::clone(&config), db.clone(), front.shutdown.clone());
-            async move { services::ingestion(&config, db, ingestion_listener, stop).await }
+            let (config, db, signals, stop) =
+                (Arc::clone(&config), db.clone(), signals.clone(), front.shutdown.clone());
+            async move { services::ingestion(&config, db, &signals, ingestion_listener, stop).await }
         });
         let between = access::between_services(&config.auth, &config.tls);
         let embedding = waybill_runtime::grpc::peer(&endpoints.embedding, &between)?;
         front.run("relay", {
-            let (config, db, stop) = (Arc::clone(&config), db.clone(), front.shutdown.clone());
-            async move { services::relay(&config, db, embedding, relay_listener, stop).await }
+            let (config, db, signals, stop) =
+                (Arc::clone(&config), db.clone(), signals.clone(), front.shutdown.clone());
+            async move { services::relay(&config, db, embedding, &signals, relay_listener, stop).await }
         });
         front.run("extraction", {
-            let (config, db, stop) = (Arc::clone(&config), db.clone(), front.shutdown.clone());
-            async move { services::extraction(&config, db, extraction_listener, stop).await }
+            let (config, db, signals, stop) =
+                (Arc::clone(&config), db.clone(), signals.clone(), front.shutdown.clone());
+            async move { services::extraction(&config, db, &signals, extraction_listener, stop).await }
         });
         step("services", "loading the model", async {
             let urls = [&endpoints.ingestion, &endpoints.embedding, &endpoints.extraction, &endpoints.relay];
@@ -260,7 +284,10 @@ impl Running {
                 }
             };
             tokio::select! {
-                ready = health::all_serving(&urls, &between) => ready.map(|()| Done::new((), "all answer")),
+                ready = health::all_serving(&urls, &between) => ready.map(|()| {
+                    signals.components.release(UP);
+                    Done::new((), "all answer")
+                }),
                 () = failed => Err(anyhow::anyhow!("a service ended by itself")),
             }
         })

@@ -44,6 +44,7 @@ impl Ports {
             embedding: url(&self.embedding)?,
             extraction: url(&self.extraction)?,
             relay: url(&self.relay)?,
+            admin: None,
         })
     }
 
