@@ -21,6 +21,7 @@ mod connection;
 mod error;
 mod lease;
 mod message;
+mod meter;
 mod queue;
 mod reply;
 mod scripts;

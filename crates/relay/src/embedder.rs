@@ -9,6 +9,7 @@ use waybill_api::embedding::v1::{
 };
 use waybill_domain::ErrorClass;
 use waybill_outbox::DeliveryError;
+use waybill_runtime::trace;
 use waybill_vectors::CollectionSpec;
 
 /// Texts in one call: what the service takes at the most is 1,024.
@@ -84,6 +85,7 @@ impl Embedder {
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.timeout);
+        trace::inject(request.metadata_mut());
         request
     }
 

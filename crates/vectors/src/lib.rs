@@ -9,6 +9,7 @@ mod collection;
 mod config;
 mod error;
 mod filter;
+mod meter;
 mod payload;
 mod query;
 mod scroll;
