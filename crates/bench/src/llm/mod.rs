@@ -17,6 +17,7 @@ mod stage;
 use anyhow::ensure;
 use serde::Serialize;
 
+pub(crate) use self::latency::percentile;
 use self::latency::Latency;
 use self::stage::Stage;
 use crate::eval::median;
