@@ -17,8 +17,8 @@ mod stage;
 use anyhow::ensure;
 use serde::Serialize;
 
-pub(crate) use self::latency::percentile;
 use self::latency::Latency;
+pub(crate) use self::latency::percentile;
 use self::stage::Stage;
 use crate::eval::median;
 
