@@ -12,6 +12,7 @@ mod models;
 mod pip;
 mod prepare;
 mod python;
+mod rotel;
 mod sh;
 mod system;
 mod test;
@@ -93,7 +94,9 @@ fn setup() -> anyhow::Result<()> {
     sh::step("looking for the models (fetched once: 150 MB)");
     models::fetch(&models::ModelName::ALL, &sh::models_dir())?;
     sh::step("looking for the Python packages of the example worker (fetched once: 12 MB)");
-    python::ensure()
+    python::ensure()?;
+    sh::step("looking for an OpenTelemetry collector (fetched once: 10 MB)");
+    rotel::ensure()
 }
 
 #[cfg(test)]

@@ -108,6 +108,7 @@ fn runner(args: &TestArgs, has_nextest: bool) -> Command {
         command.args(&args.filters);
     }
     command.env("WAYBILL_TEST_PYTHON_DIR", crate::python::dir());
+    command.env("WAYBILL_TEST_ROTEL", crate::rotel::program());
     keep_to_ourselves(&mut command);
     if args.long {
         command.env(LONG_VARIABLE, "1").env("PROPTEST_CASES", LONG_PROPTEST_CASES);
