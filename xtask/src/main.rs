@@ -16,6 +16,7 @@ mod sh;
 mod system;
 mod test;
 mod tidy;
+mod tools;
 mod torture;
 mod up;
 
@@ -92,8 +93,10 @@ fn setup() -> anyhow::Result<()> {
     system::ensure_pip()?;
     sh::step("looking for the models (fetched once: 150 MB)");
     models::fetch(&models::ModelName::ALL, &sh::models_dir())?;
-    sh::step("looking for the Python packages of the example worker (fetched once: 12 MB)");
-    python::ensure()
+    sh::step("looking for the Python packages of the examples (fetched once: 12 MB)");
+    python::EXAMPLES.ensure()?;
+    sh::step("looking for helm, buf, hadolint, promtool and kubernetes-validate (fetched once: 145 MB)");
+    tools::ensure()
 }
 
 #[cfg(test)]

@@ -1,0 +1,76 @@
+//! Which metrics there are: docs/metrics.md lists them, and what exposes them is tested against it.
+
+use std::collections::BTreeSet;
+
+/// What a histogram is exposed as.
+const PARTS: [&str; 3] = ["_bucket", "_count", "_sum"];
+
+/// The metrics that are documented.
+#[derive(Debug)]
+pub struct Documented {
+    plain: BTreeSet<String>,
+    histograms: BTreeSet<String>,
+}
+
+impl Documented {
+    /// Reads docs/metrics.md: tables with the name in backticks first, then the type.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn read() -> anyhow::Result<Self> {
+        Ok(Self::parse(&crate::read("docs/metrics.md")?))
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut documented = Self { plain: BTreeSet::new(), histograms: BTreeSet::new() };
+        for line in text.lines().filter(|line| line.starts_with("| `waybill_")) {
+            let mut cells = line.split('|').map(str::trim).skip(1);
+            let name = cells.next().unwrap_or_default().trim_matches('`').to_owned();
+            let is_histogram = cells.next().is_some_and(|kind| kind.contains("histogram"));
+            let set = if is_histogram { &mut documented.histograms } else { &mut documented.plain };
+            set.insert(name);
+        }
+        documented
+    }
+
+    /// Tells whether a series of this name is exposed. A histogram is not, but its parts are.
+    #[must_use]
+    pub fn has(&self, series: &str) -> bool {
+        let is_part =
+            || PARTS.iter().filter_map(|part| series.strip_suffix(part)).any(|name| self.histograms.contains(name));
+        self.plain.contains(series) || is_part()
+    }
+
+    /// Lists what is documented, as it stands there.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.plain.iter().chain(&self.histograms).map(String::as_str)
+    }
+}
+
+/// Finds the series of ours that an expression names.
+#[must_use]
+pub fn series(expression: &str) -> BTreeSet<&str> {
+    expression
+        .split(|character: char| !character.is_ascii_alphanumeric() && character != '_')
+        .filter(|word| word.starts_with("waybill_"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_is_known_by_its_parts() {
+        let text = "| metric | type |\n| `waybill_a` | gauge | x |\n| `waybill_b_seconds` | histogram | |\n";
+        let documented = Documented::parse(text);
+        assert!(documented.has("waybill_a") && documented.has("waybill_b_seconds_bucket"));
+        assert!(!documented.has("waybill_b_seconds") && !documented.has("waybill_a_sum"));
+    }
+
+    #[test]
+    fn series_are_found_in_expressions() {
+        let found = series("sum by (sink) (rate(waybill_a_total{sink=\"x\"}[5m])) / other_b > waybill_c");
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["waybill_a_total", "waybill_c"]);
+    }
+}

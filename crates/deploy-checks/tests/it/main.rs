@@ -1,0 +1,3 @@
+//! Checks of what is in `deploy/` and `proto/`, by the tools that users have.
+
+mod prometheus;
