@@ -4,6 +4,7 @@
 //! Its dependencies are few on purpose: it is the first thing a newcomer compiles.
 
 mod bench;
+mod chart_docs;
 mod demo;
 mod eval;
 mod llm;
@@ -49,6 +50,8 @@ enum Command {
     Tidy,
     /// Asks a database about the queries again, for builds without one
     Prepare,
+    /// Writes the table of values into the chart's README
+    ChartDocs,
     /// Installs what the system's package manager has to provide, and fetches models and packages
     Setup,
     /// Fetches embedding models into target/models; all of them if none is named
@@ -77,6 +80,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Torture(args) => torture::run(&args),
         Command::Tidy => tidy::run(),
         Command::Prepare => prepare::run(),
+        Command::ChartDocs => chart_docs::run(),
         Command::Setup => setup(),
         Command::FetchModels { names } => {
             let names = if names.is_empty() { models::ModelName::ALL.to_vec() } else { names };

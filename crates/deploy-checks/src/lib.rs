@@ -1,7 +1,9 @@
 //! What the checks of `deploy/` and `proto/` share: running the real tools, rendering the chart,
 //! reading what comes out. For tests alone; it knows of no other crate of ours.
 
+pub mod chart;
 pub mod metrics;
+pub mod policy;
 pub mod tools;
 pub mod yaml;
 

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test may panic like the test itself")]
 
 mod adaptive;
+mod chart;
 mod client;
 mod config;
 mod crash;
