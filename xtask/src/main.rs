@@ -7,6 +7,7 @@ mod bench;
 mod chart_docs;
 mod demo;
 mod eval;
+mod image;
 mod llm;
 mod memory;
 mod models;
@@ -50,6 +51,8 @@ enum Command {
     Tidy,
     /// Asks a database about the queries again, for builds without one
     Prepare,
+    /// Builds the image's program and its runtime stage as the Dockerfile says, and runs it
+    Image(image::ImageArgs),
     /// Writes the table of values into the chart's README
     ChartDocs,
     /// Installs what the system's package manager has to provide, and fetches models and packages
@@ -80,6 +83,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Torture(args) => torture::run(&args),
         Command::Tidy => tidy::run(),
         Command::Prepare => prepare::run(),
+        Command::Image(args) => image::run(&args),
         Command::ChartDocs => chart_docs::run(),
         Command::Setup => setup(),
         Command::FetchModels { names } => {

@@ -2,6 +2,8 @@
 //! reading what comes out. For tests alone; it knows of no other crate of ours.
 
 pub mod chart;
+pub mod compose;
+pub mod dockerfile;
 pub mod metrics;
 pub mod policy;
 pub mod tools;

@@ -11,6 +11,9 @@ use crate::workspace;
 /// Names the folder of the tools.
 const DIR_VARIABLE: &str = "WAYBILL_TEST_TOOLS_DIR";
 
+/// The folder of the tools in Python.
+const PYTHON_PACKAGES: &str = "kubernetes-validate";
+
 /// A tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tool {
@@ -26,6 +29,8 @@ pub enum Tool {
     Promtool,
     /// Validates manifests against the schemas of a version of Kubernetes.
     KubernetesValidate,
+    /// Validates JSON by a schema.
+    JsonSchema,
 }
 
 /// How a tool ended, and what it said.
@@ -39,6 +44,16 @@ pub struct Ran {
     pub stderr: String,
 }
 
+fn dir() -> PathBuf {
+    env::var_os(DIR_VARIABLE).map_or_else(|| workspace().join("target/tools"), PathBuf::from)
+}
+
+/// Returns the schema of compose files, which a Python package carries.
+#[must_use]
+pub fn compose_schema() -> PathBuf {
+    dir().join(PYTHON_PACKAGES).join("check_jsonschema/builtin_schemas/vendor/compose-spec.json")
+}
+
 impl Tool {
     const fn name(self) -> &'static str {
         match self {
@@ -47,7 +62,7 @@ impl Tool {
             Self::Buf => "buf",
             Self::Hadolint => "hadolint",
             Self::Promtool => "promtool",
-            Self::KubernetesValidate => "kubernetes-validate",
+            Self::KubernetesValidate | Self::JsonSchema => PYTHON_PACKAGES,
         }
     }
 
@@ -57,13 +72,17 @@ impl Tool {
     /// If the tool is not there; the message says how to get it.
     pub fn command(self) -> anyhow::Result<Command> {
         let name = self.name();
-        let folder = env::var_os(DIR_VARIABLE).map_or_else(|| workspace().join("target/tools"), PathBuf::from);
-        let folder = folder.join(name);
+        let folder = dir().join(name);
         let program = folder.join(name);
-        let mut command = if self == Self::KubernetesValidate {
+        let module = match self {
+            Self::KubernetesValidate => "kubernetes_validate",
+            Self::JsonSchema => "jsonschema",
+            _ => "",
+        };
+        let mut command = if !module.is_empty() {
             ensure!(folder.is_dir(), "{} is not there: run `cargo xtask setup`", folder.display());
             let mut command = Command::new("python3");
-            command.args(["-m", "kubernetes_validate"]).env("PYTHONPATH", &folder);
+            command.args(["-W", "ignore", "-m", module]).env("PYTHONPATH", &folder);
             command.env("PYTHONDONTWRITEBYTECODE", "1");
             command
         } else if program.is_file() {
