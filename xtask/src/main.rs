@@ -13,6 +13,7 @@ mod memory;
 mod models;
 mod pip;
 mod prepare;
+mod proto;
 mod python;
 mod sh;
 mod system;
@@ -53,6 +54,8 @@ enum Command {
     Prepare,
     /// Builds the image's program and its runtime stage as the Dockerfile says, and runs it
     Image(image::ImageArgs),
+    /// Makes the protos as they are what later changes are compared with
+    ProtoBaseline,
     /// Writes the table of values into the chart's README
     ChartDocs,
     /// Installs what the system's package manager has to provide, and fetches models and packages
@@ -84,6 +87,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Tidy => tidy::run(),
         Command::Prepare => prepare::run(),
         Command::Image(args) => image::run(&args),
+        Command::ProtoBaseline => proto::renew_baseline(),
         Command::ChartDocs => chart_docs::run(),
         Command::Setup => setup(),
         Command::FetchModels { names } => {

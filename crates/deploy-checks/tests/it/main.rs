@@ -1,7 +1,9 @@
 //! Checks of what is in `deploy/` and `proto/`, by the tools that users have.
 
 mod chart;
+mod client;
 mod docker;
 mod mutations;
 mod policies;
 mod prometheus;
+mod proto;

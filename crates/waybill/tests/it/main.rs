@@ -22,6 +22,7 @@ mod path;
 #[cfg(feature = "embedded")]
 mod place;
 mod program;
+mod python_client;
 mod python_worker;
 mod repair;
 mod restore;
