@@ -2,6 +2,7 @@
 
 mod chart;
 mod client;
+mod dashboard;
 mod docker;
 mod mutations;
 mod policies;
