@@ -10,8 +10,9 @@ use crate::yaml;
 /// The file, from the workspace's folder.
 pub const COMPOSE: &str = "deploy/compose/compose.yaml";
 
-/// What stands for a variable that the user has to set: long enough for a key.
-const SAMPLE: &str = "0123456789abcdef0123456789abcdef";
+/// Ends what stands for a variable that the user has to set, after its name: long enough for a key,
+/// and no two are the same.
+const SAMPLE: &str = "-0123456789abcdef0123456789abcdef";
 
 /// A container.
 #[derive(Debug)]
@@ -64,7 +65,11 @@ fn interpolated(text: &str) -> String {
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         let (inside, rest) = part.split_once('}').unwrap_or((part, ""));
-        out.push_str(inside.split_once(":-").map_or(SAMPLE, |(_, default)| default));
+        if let Some((_, default)) = inside.split_once(":-") {
+            out.push_str(default);
+        } else {
+            out.extend([inside.split(':').next().unwrap_or_default(), SAMPLE]);
+        }
         out.push_str(rest);
     }
     out
@@ -77,6 +82,6 @@ mod tests {
     #[test]
     fn variables_are_filled_in() {
         let filled = interpolated("a: x${A:?why}y\nb: ${B:-d}");
-        assert_eq!(filled, format!("a: x{SAMPLE}y\nb: d"));
+        assert_eq!(filled, format!("a: xA{SAMPLE}y\nb: d"));
     }
 }
