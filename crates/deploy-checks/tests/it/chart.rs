@@ -117,6 +117,7 @@ fn what_can_t_work_is_refused_with_words() {
     refused("tei", "tls.enabled=true", &["tls.existingSecret", "tls.certManager"]);
     refused("tls-cert-manager", "tls.certManager.issuerRef.name=null", &["issuer"]);
     refused("tei", "image.tag=latest", &["tag"]);
+    refused("tei", "auth.bootstrapKeyKey=", &["tests.apiKey.existingSecret"]);
     refused("tei", "config.auth.mode=open", &["WAYBILL_AUTH__MODE", "twice"]);
     let nothing =
         "relay.autoscaling.targetCPUUtilizationPercentage=0,relay.autoscaling.targetMemoryUtilizationPercentage=0";
@@ -293,7 +294,12 @@ fn notes_say_how_to_go_on() {
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let notes = said.split("NOTES:").nth(1).unwrap();
-        for words in ["helm --namespace knowledge test w", "http://w-waybill-relay.knowledge.svc:7704", "TLS is off"] {
+        for words in [
+            "helm --namespace knowledge test w",
+            "waybill keys create",
+            "http://w-waybill-relay.knowledge.svc:7704",
+            "TLS is off",
+        ] {
             assert!(notes.contains(words), "{words:?} is not in:{notes}");
         }
     }
