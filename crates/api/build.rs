@@ -2,9 +2,8 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-use prost::Message;
-
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
+    "waybill/common/v1/access.proto",
     "waybill/common/v1/common.proto",
     "waybill/ingestion/v1/ingestion.proto",
     "waybill/embedding/v1/embedding.proto",
@@ -15,10 +14,12 @@ const PROTOS: [&str; 5] = [
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     println!("cargo:rerun-if-changed={}", root.display());
-    let descriptors = protox::compile(PROTOS, [&root])?;
+    let mut compiler = protox::Compiler::new([&root])?;
+    compiler.include_imports(true).include_source_info(true).open_files(PROTOS)?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    // Server reflection hands this file out.
-    fs::write(out.join("waybill.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // Server reflection hands this file out. Encoded by the compiler: the descriptors as prost has
+    // them know nothing of our own options, by which servers decide who may call.
+    fs::write(out.join("waybill.bin"), compiler.encode_file_descriptor_set())?;
+    tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

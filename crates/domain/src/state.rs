@@ -36,6 +36,12 @@ pub struct UnknownState {
     value: String,
 }
 
+impl UnknownState {
+    pub(crate) fn new(what: &'static str, value: &str) -> Self {
+        Self { what, value: value.to_owned() }
+    }
+}
+
 impl SourceState {
     /// Returns the name used in SQL and logs.
     #[must_use]

@@ -17,15 +17,14 @@ mod vector;
 
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use waybill_api::FILE_DESCRIPTOR_SET;
 use waybill_api::embedding::v1::{
     embedding_service_server::EmbeddingServiceServer, search_service_server::SearchServiceServer,
 };
-use waybill_runtime::Shutdown;
-use waybill_runtime::grpc::{GrpcOptions, serve};
+use waybill_runtime::grpc::{GrpcOptions, Listener, serve};
+use waybill_runtime::{Shutdown, Signals};
 use waybill_storage::Db;
 use waybill_vectors::Vectors;
 
@@ -46,6 +45,8 @@ pub struct Deps {
     pub db: Db,
     /// The vector store.
     pub vectors: Vectors,
+    /// What the services measure with, and where they say how they are.
+    pub signals: Signals,
 }
 
 /// Serves embedding and search on `listener` until `shutdown`.
@@ -55,9 +56,9 @@ pub struct Deps {
 ///
 /// # Errors
 /// If the configuration is invalid, a model can't be used, or a background task fails.
-pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shutdown: Shutdown) -> anyhow::Result<()> {
     config.validate()?;
-    let Deps { db, vectors } = deps;
+    let Deps { db, vectors, signals } = deps;
     let (writer, write_behind) = cache::write_behind(&db, &config.cache);
     let registry = Arc::new(Registry::build(&config, &writer, &shutdown).await?);
     let embedder = Arc::new(Embedder::new(VectorCache::new(db.clone(), &config.cache, writer)));
@@ -84,7 +85,9 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
     let embedding = EmbeddingServiceServer::new(EmbeddingGrpc::new(registry, embedder))
         .max_decoding_message_size(config.max_message_bytes);
     let search = SearchServiceServer::new(SearchGrpc::new(Arc::new(searcher)));
-    let options = GrpcOptions::new(SERVICES, FILE_DESCRIPTOR_SET).with_limit_key("embedding.max_message_bytes");
+    let options = GrpcOptions::new(SERVICES, FILE_DESCRIPTOR_SET)
+        .with_limit_key("embedding.max_message_bytes")
+        .with_signals(&signals);
     let served = serve(listener, Routes::new(embedding).add_service(search), options, shutdown).await;
     calls_done.cancel();
     tasks.finish().await?;

@@ -14,13 +14,12 @@ mod worker_tests;
 use std::sync::Arc;
 
 use anyhow::anyhow;
-use tokio::net::TcpListener;
 use tonic::service::Routes;
 use waybill_api::{FILE_DESCRIPTOR_SET, extraction::v1::extraction_service_server::ExtractionServiceServer};
 use waybill_llm_queue::LlmQueue;
 use waybill_runtime::{
-    Shutdown,
-    grpc::{GrpcOptions, serve},
+    Shutdown, Signals,
+    grpc::{GrpcOptions, Listener, serve},
 };
 use waybill_storage::{Bell, Db};
 
@@ -39,6 +38,8 @@ pub struct Deps {
     pub db: Db,
     /// The queue of requests.
     pub queue: LlmQueue,
+    /// What the service measures with, and where it says how it is.
+    pub signals: Signals,
 }
 
 /// Serves `ExtractionService` on `listener` and works off the queue, until `shutdown`: at
@@ -47,7 +48,7 @@ pub struct Deps {
 ///
 /// # Errors
 /// If the configuration is not valid, or the server fails.
-pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shutdown: Shutdown) -> anyhow::Result<()> {
     config.validate().map_err(|wrong| anyhow!(wrong))?;
     let provider = provider::connect(&config)?;
     let governor = Arc::new(Governor::new(&config));
@@ -75,7 +76,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
         foreign,
     };
     let routes = Routes::new(ExtractionServiceServer::new(service));
-    let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET);
+    let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET).with_signals(&deps.signals);
     let served = serve(listener, routes, options, shutdown.clone()).await;
     // A server that could not start must not leave a worker running alone.
     shutdown.trigger();

@@ -81,7 +81,7 @@ impl World {
         };
         let governor = Arc::new(Governor::new(&config));
         let prices = OpenAiConfig { prompt_token_price: 1e6, completion_token_price: 0.0, ..OpenAiConfig::default() };
-        let deps = Deps { db: db.clone(), queue: queue.clone() };
+        let deps = Deps { db: db.clone(), queue: queue.clone(), signals: waybill_runtime::Signals::default() };
         let shutdown = Shutdown::manual(PATIENCE);
         let provider = Provider::of(Obedient, prices);
         let worker = Worker::new(config, deps, provider, Arc::clone(&governor), Bell::start(&db));

@@ -10,7 +10,7 @@ use waybill_api::ingestion::v1::{
     PutSourcesResponse, Source, UploadSourceRequest, ingestion_service_server::IngestionService,
 };
 use waybill_domain::{FreshnessToken, ProjectId, ProjectName, SourceId};
-use waybill_runtime::{Shutdown, grpc::answer_by, status};
+use waybill_runtime::{Shutdown, auth::Caller, grpc::answer_by, status};
 use waybill_storage::{
     projects,
     sources::{self, Deleted, Deletion, Provisional, SourceFilter},
@@ -127,6 +127,7 @@ impl IngestionService for Grpc {
         &self,
         request: Request<ListProjectsRequest>,
     ) -> Result<Response<ListProjectsResponse>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
         let key = self.ingestion.token_key().await.map_err(|error| errors::storage(&error))?;
         let tokens = Tokens::new(key, &["projects"]);
@@ -136,7 +137,7 @@ impl IngestionService for Grpc {
         violations.check()?;
 
         // One more, to know whether there is another page.
-        let found = projects::list(self.ingestion.db(), after.as_deref(), size + 1).await;
+        let found = projects::list(self.ingestion.db(), after.as_deref(), caller.projects(), size + 1).await;
         let mut found = found.map_err(|error| errors::storage(&error))?;
         let size = usize::try_from(size).unwrap_or_default();
         let is_last = found.len() <= size;

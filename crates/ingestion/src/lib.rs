@@ -20,13 +20,12 @@ mod validate;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use waybill_api::{FILE_DESCRIPTOR_SET, ingestion::v1::ingestion_service_server::IngestionServiceServer};
 use waybill_runtime::{
-    Shutdown,
-    grpc::{GrpcOptions, serve},
+    Shutdown, Signals,
+    grpc::{GrpcOptions, Listener, serve},
 };
 use waybill_storage::Db;
 
@@ -48,13 +47,15 @@ const FIRST_MEASUREMENT: Duration = Duration::from_secs(2);
 pub struct Deps {
     /// The database, migrated.
     pub db: Db,
+    /// What the service measures with, and where it says how it is.
+    pub signals: Signals,
 }
 
 /// Serves `IngestionService` on `listener` until `shutdown`.
 ///
 /// # Errors
 /// If the configuration is not valid, its tokenizer can't be read, or the server fails.
-pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shutdown: Shutdown) -> anyhow::Result<()> {
     config.validate().map_err(|wrong| anyhow!(wrong))?;
     let chunking = config.chunking.clone();
     let chunker = tokio::task::spawn_blocking(move || {
@@ -75,7 +76,9 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
     let max_message_bytes = config.max_body_bytes + MESSAGE_OVERHEAD_BYTES;
     let service = Grpc { limits: Limits::new(&config), config, ingestion, backlog, shutdown: shutdown.clone() };
     let routes = Routes::new(IngestionServiceServer::new(service).max_decoding_message_size(max_message_bytes));
-    let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET).with_limit_key("ingestion.max_body_bytes");
+    let options = GrpcOptions::new(&[grpc::SERVICE], FILE_DESCRIPTOR_SET)
+        .with_limit_key("ingestion.max_body_bytes")
+        .with_signals(&deps.signals);
     serve(listener, routes, options, shutdown).await?;
     tasks.finish().await
 }

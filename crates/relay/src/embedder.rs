@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use tonic::{Code, Request, Status, transport::Channel};
+use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 use waybill_api::embedding::v1::{
     EmbedRequest, ListModelsRequest, Purpose, embedding_service_client::EmbeddingServiceClient,
 };
 use waybill_domain::ErrorClass;
 use waybill_outbox::DeliveryError;
+use waybill_runtime::grpc::Peer;
 use waybill_vectors::CollectionSpec;
 
 /// Texts in one call: what the service takes at the most is 1,024.
@@ -67,15 +68,15 @@ impl Models {
 /// Asks the embedding service for vectors.
 #[derive(Debug, Clone)]
 pub(crate) struct Embedder {
-    client: EmbeddingServiceClient<Channel>,
+    client: EmbeddingServiceClient<Peer>,
     /// Empty: the service's default.
     model: String,
     timeout: Duration,
 }
 
 impl Embedder {
-    pub(crate) fn new(channel: Channel, model: String, timeout: Duration) -> Self {
-        let client = EmbeddingServiceClient::new(channel)
+    pub(crate) fn new(peer: Peer, model: String, timeout: Duration) -> Self {
+        let client = EmbeddingServiceClient::new(peer)
             .max_decoding_message_size(ANSWER_BYTES_MAX)
             .max_encoding_message_size(REQUEST_BYTES_MAX);
         Self { client, model, timeout }

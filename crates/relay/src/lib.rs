@@ -15,15 +15,14 @@ pub use config::{Config, ScrubConfig, VerifyConfig};
 
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
-use tonic::{service::Routes, transport::Channel};
+use tonic::service::Routes;
 use waybill_api::{FILE_DESCRIPTOR_SET, relay::v1::relay_service_server::RelayServiceServer};
 use waybill_domain::RelayId;
 use waybill_llm_queue::LlmQueue;
 use waybill_outbox::{Engine, Wake};
 use waybill_runtime::{
-    Shutdown,
-    grpc::{self as server, GrpcOptions},
+    Shutdown, Signals,
+    grpc::{self as server, GrpcOptions, Listener, Peer},
 };
 use waybill_storage::Db;
 use waybill_vectors::Vectors;
@@ -46,9 +45,11 @@ pub struct Deps {
     /// The vector store.
     pub vectors: Vectors,
     /// The embedding service.
-    pub embedding: Channel,
+    pub embedding: Peer,
     /// The queue of LLM requests.
     pub queue: LlmQueue,
+    /// What the relay measures with, and where it says how it is.
+    pub signals: Signals,
 }
 
 /// Serves RelayService on `listener` and delivers, until `shutdown`: at soft it ends and
@@ -56,7 +57,7 @@ pub struct Deps {
 ///
 /// # Errors
 /// When the configuration is not valid, or a task of it fails.
-pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shutdown: Shutdown) -> anyhow::Result<()> {
     config.validate().map_err(anyhow::Error::msg)?;
     let owner = RelayId::generate();
     let embedder = Embedder::new(deps.embedding, config.model.clone(), config.embed_timeout());
@@ -107,7 +108,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Sh
             Ok(())
         });
     }
-    let options = GrpcOptions::new(&["waybill.relay.v1.RelayService"], FILE_DESCRIPTOR_SET);
+    let options = GrpcOptions::new(&["waybill.relay.v1.RelayService"], FILE_DESCRIPTOR_SET).with_signals(&deps.signals);
     let routes = Routes::new(RelayServiceServer::new(service));
     let served = server::serve(listener, routes, options, shutdown.clone()).await;
     // A server that could not start must not leave the engine running alone.

@@ -4,11 +4,18 @@
 //! Nothing here knows what a document is. A service hands in its routes and its
 //! configuration type; this crate makes them a process that can be operated.
 
+pub mod admin;
+pub mod auth;
+mod components;
 pub mod config;
 pub mod grpc;
+pub mod metrics;
 mod shutdown;
 pub mod status;
 pub mod telemetry;
+pub mod tls;
 pub mod trace;
 
+pub use components::{Component, Components, PROBE_INTERVAL, Report, Status};
+pub use metrics::{Sample, Signals};
 pub use shutdown::{Shutdown, Tasks};

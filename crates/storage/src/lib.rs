@@ -4,6 +4,7 @@
 //! Queries are checked against the schema when they are compiled; `.sqlx/` holds what is
 //! needed to do so without a database.
 
+pub mod audit;
 pub mod backlog;
 mod bell;
 pub mod bulk;
@@ -17,6 +18,7 @@ pub mod freshness;
 pub mod hydrate;
 pub mod index;
 pub mod jobs;
+pub mod keys;
 pub mod lease;
 pub mod outbox;
 pub mod pauses;

@@ -65,16 +65,18 @@ pub async fn find(db: &Db, name: &ProjectName) -> Result<Option<ProjectId>> {
     Ok(id.map(ProjectId::from_uuid))
 }
 
-/// Lists at most `limit` projects by name, from after the name `after` on.
+/// Lists at most `limit` projects by name, from after the name `after` on; if `among` is given,
+/// only those named there.
 ///
 /// # Errors
 /// If Postgres is away or the statement fails.
-pub async fn list(db: &Db, after: Option<&str>, limit: i64) -> Result<Vec<Project>> {
+pub async fn list(db: &Db, after: Option<&str>, among: Option<&[String]>, limit: i64) -> Result<Vec<Project>> {
     let rows = sqlx::query!(
         "SELECT id, name, created_at FROM project
-         WHERE $1::text IS NULL OR name > $1
-         ORDER BY name LIMIT $2",
+         WHERE ($1::text IS NULL OR name > $1) AND ($2::text[] IS NULL OR name = ANY ($2))
+         ORDER BY name LIMIT $3",
         after,
+        among,
         limit
     )
     .fetch_all(db.pool())

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use waybill_llm_queue::QueueConfig;
+use waybill_runtime::admin::AdminConfig;
 use waybill_runtime::config::{ConfigError, Loader, Secret, SecretUrl, ShutdownConfig};
-use waybill_runtime::telemetry::Format;
+use waybill_runtime::telemetry::{Format, TelemetryConfig};
+use waybill_runtime::tls::TlsConfig;
 use waybill_storage::DbConfig;
 use waybill_vectors::QdrantConfig;
 
+use crate::access::AuthSection;
 use crate::client::Role;
 
 /// Names that other programs use too, below our own names for the same keys.
@@ -18,7 +21,12 @@ const ALIASES: [(&str, &str); 3] =
     [("DATABASE_URL", "database.url"), ("REDIS_URL", "redis.url"), ("QDRANT_URL", "qdrant.url")];
 
 /// Variables of the command line, which share our prefix but are no keys.
-const NOT_KEYS: [&str; 9] = [
+const NOT_KEYS: [&str; 14] = [
+    "WAYBILL_API_KEY",
+    "WAYBILL_API_KEY_FILE",
+    "WAYBILL_CA_FILE",
+    "WAYBILL_CERT_FILE",
+    "WAYBILL_KEY_FILE",
     "WAYBILL_CONFIG",
     "WAYBILL_DATA_DIR",
     "WAYBILL_ENDPOINT",
@@ -43,8 +51,12 @@ pub(crate) struct AppConfig {
     pub(crate) embedding: waybill_embedding::Config,
     pub(crate) extraction: waybill_extraction::Config,
     pub(crate) relay: waybill_relay::Config,
+    pub(crate) auth: AuthSection,
+    pub(crate) tls: TlsConfig,
     pub(crate) shutdown: ShutdownConfig,
     pub(crate) log: LogSection,
+    pub(crate) admin: AdminConfig,
+    pub(crate) telemetry: TelemetryConfig,
 }
 
 /// Postgres, the source of truth.
@@ -208,6 +220,9 @@ impl AppConfig {
         self.embedding.validate()?;
         self.extraction.validate().map_err(|problem| section_error("extraction", &problem))?;
         self.relay.validate().map_err(|problem| section_error("relay", &problem))?;
+        self.auth.validate()?;
+        self.tls.validate("tls")?;
+        self.telemetry.validate("telemetry")?;
         self.shutdown.validate("shutdown")
     }
 

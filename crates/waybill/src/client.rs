@@ -2,21 +2,28 @@
 
 use std::error::Error as _;
 use std::fmt;
+use std::path::PathBuf;
 
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use waybill_api::embedding::v1::search_service_client::SearchServiceClient;
 use waybill_api::extraction::v1::extraction_service_client::ExtractionServiceClient;
 use waybill_api::ingestion::v1::ingestion_service_client::IngestionServiceClient;
 use waybill_api::relay::v1::relay_service_client::RelayServiceClient;
 
-use crate::cli::EndpointArgs;
+use waybill_runtime::config::Secret;
+use waybill_runtime::grpc::{ClientOptions, Peer};
+use waybill_runtime::tls::ClientTlsConfig;
+
+use crate::cli::{CredentialArgs, EndpointArgs};
 use crate::endpoints::{self, Endpoints};
 use crate::exit::Usage;
 use crate::paths;
 
 /// Answers carry whole documents (`GetSource` with its text), so tonic's 4 MiB are too few.
 const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
+
+/// Holds the API key, for those who have it in no file.
+const KEY_VARIABLE: &str = "WAYBILL_API_KEY";
 
 /// A service that people talk to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +70,7 @@ pub(crate) struct Target {
     role: Role,
     pub(crate) url: String,
     origin: Origin,
+    credentials: CredentialArgs,
 }
 
 #[derive(Debug, Clone)]
@@ -114,7 +122,12 @@ impl Target {
     pub(crate) fn find(role: Role, named: Option<&str>, args: &EndpointArgs) -> anyhow::Result<Self> {
         if let Some(url) = named {
             check_url(url)?;
-            return Ok(Self { role, url: url.to_owned(), origin: Origin::Named });
+            return Ok(Self {
+                role,
+                url: url.to_owned(),
+                origin: Origin::Named,
+                credentials: args.credentials.clone(),
+            });
         }
         // Without a home directory there is no file to look at, and the default will do.
         if let Ok(data_dir) = paths::data_dir(args.data_dir.data_dir.as_deref()) {
@@ -123,16 +136,16 @@ impl Target {
                 let url = role.of(&endpoints);
                 let file = file.display().to_string();
                 let origin = Origin::RunningUp { pid: endpoints.pid, file };
-                return Ok(Self { role, url, origin });
+                return Ok(Self { role, url, origin, credentials: args.credentials.clone() });
             }
         }
         let url = format!("http://127.0.0.1:{}", role.default_port());
-        Ok(Self { role, url, origin: Origin::Default })
+        Ok(Self { role, url, origin: Origin::Default, credentials: args.credentials.clone() })
     }
 
     /// Prepares a connection. It is made when it is first used.
-    pub(crate) fn channel(&self) -> anyhow::Result<Channel> {
-        waybill_runtime::grpc::channel(&self.url)
+    pub(crate) fn peer(&self) -> anyhow::Result<Peer> {
+        waybill_runtime::grpc::peer(&self.url, &options(&self.credentials)?)
     }
 
     /// Turns a service's answer into what a person can act on.
@@ -142,10 +155,12 @@ impl Target {
             Some(source) => Unreachable { target: self.clone(), reason: root(source) }.into(),
             None => {
                 let what = describe(status.code(), status.message());
-                let hint = if status.code() == Code::NotFound && what.contains("no project") {
-                    "\nhint: `waybill projects ls` lists what there is, --project names one"
-                } else {
-                    ""
+                let hint = match status.code() {
+                    Code::NotFound if what.contains("no project") => {
+                        "\nhint: `waybill projects ls` lists what there is, --project names one"
+                    }
+                    Code::Unauthenticated => "\nhint: set WAYBILL_API_KEY, or name a file with --api-key-file",
+                    _ => "",
                 };
                 anyhow::anyhow!("{what}{hint}")
             }
@@ -153,38 +168,63 @@ impl Target {
     }
 }
 
+/// Reads the key and the names of the certificates.
+fn options(args: &CredentialArgs) -> anyhow::Result<ClientOptions> {
+    let api_key = match &args.api_key_file {
+        Some(file) => {
+            let key = std::fs::read_to_string(file)
+                .map_err(|error| Usage(format!("can't read the API key from {}: {error}", file.display())))?;
+            Secret::new(key.trim())
+        }
+        None => Secret::new(std::env::var(KEY_VARIABLE).unwrap_or_default().trim()),
+    };
+    let file = |file: &Option<PathBuf>| file.clone().unwrap_or_default();
+    let tls = ClientTlsConfig {
+        ca_file: file(&args.ca_file),
+        cert_file: file(&args.cert_file),
+        key_file: file(&args.key_file),
+        server_name: String::new(),
+    };
+    Ok(ClientOptions { tls, api_key })
+}
+
 /// A connection to the ingestion service.
-pub(crate) fn ingestion(args: &EndpointArgs) -> anyhow::Result<(IngestionServiceClient<Channel>, Target)> {
+pub(crate) fn ingestion(args: &EndpointArgs) -> anyhow::Result<(IngestionServiceClient<Peer>, Target)> {
     let target = Target::find(Role::Ingestion, args.endpoint.as_deref(), args)?;
-    let client = IngestionServiceClient::new(target.channel()?).max_decoding_message_size(MAX_ANSWER_BYTES);
+    let client = IngestionServiceClient::new(target.peer()?).max_decoding_message_size(MAX_ANSWER_BYTES);
     Ok((client, target))
 }
 
 /// A connection to the search service.
-pub(crate) fn search(args: &EndpointArgs) -> anyhow::Result<(SearchServiceClient<Channel>, Target)> {
+pub(crate) fn search(args: &EndpointArgs) -> anyhow::Result<(SearchServiceClient<Peer>, Target)> {
     let target = Target::find(Role::Search, args.endpoint.as_deref(), args)?;
-    let client = SearchServiceClient::new(target.channel()?).max_decoding_message_size(MAX_ANSWER_BYTES);
+    let client = SearchServiceClient::new(target.peer()?).max_decoding_message_size(MAX_ANSWER_BYTES);
     Ok((client, target))
 }
 
 /// A connection to the extraction service.
-pub(crate) fn extraction(args: &EndpointArgs) -> anyhow::Result<(ExtractionServiceClient<Channel>, Target)> {
+pub(crate) fn extraction(args: &EndpointArgs) -> anyhow::Result<(ExtractionServiceClient<Peer>, Target)> {
     let target = Target::find(Role::Extraction, args.endpoint.as_deref(), args)?;
-    let client = ExtractionServiceClient::new(target.channel()?).max_decoding_message_size(MAX_ANSWER_BYTES);
+    let client = ExtractionServiceClient::new(target.peer()?).max_decoding_message_size(MAX_ANSWER_BYTES);
     Ok((client, target))
 }
 
 /// A connection to the relay.
-pub(crate) fn relay(named: Option<&str>, args: &EndpointArgs) -> anyhow::Result<(RelayServiceClient<Channel>, Target)> {
+pub(crate) fn relay(named: Option<&str>, args: &EndpointArgs) -> anyhow::Result<(RelayServiceClient<Peer>, Target)> {
     let target = Target::find(Role::Relay, named, args)?;
-    Ok((RelayServiceClient::new(target.channel()?), target))
+    Ok((RelayServiceClient::new(target.peer()?), target))
 }
 
 /// Says what a code and its message mean.
 pub(crate) fn describe(code: Code, message: &str) -> String {
     match code {
         // The message says it all.
-        Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition => message.to_owned(),
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::Unauthenticated
+        | Code::PermissionDenied => message.to_owned(),
         Code::Unimplemented => {
             format!("{message} (is this the right service, and as new as this program?)")
         }

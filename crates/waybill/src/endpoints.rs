@@ -1,11 +1,13 @@
 //! `endpoints.json`: how the client commands find a running `waybill up`.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use waybill_runtime::config::SecretUrl;
 
 const FILE: &str = "endpoints.json";
 
@@ -22,11 +24,45 @@ pub(crate) struct Endpoints {
     pub(crate) extraction: String,
     /// RelayService.
     pub(crate) relay: String,
+    /// Metrics and health, over HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) admin: Option<String>,
 }
 
 /// The file in `data_dir`.
 pub(crate) fn file_in(data_dir: &Path) -> PathBuf {
     data_dir.join(FILE)
+}
+
+/// Where the database of a running `waybill up` answers, with its password: for its owner only.
+const DATABASE_FILE: &str = "database.url";
+
+/// The file with the database's URL in `data_dir`.
+pub(crate) fn database_file_in(data_dir: &Path) -> PathBuf {
+    data_dir.join(DATABASE_FILE)
+}
+
+/// Reads the database's URL; `None` if there is none.
+pub(crate) fn read_database_url(data_dir: &Path) -> anyhow::Result<Option<SecretUrl>> {
+    let path = database_file_in(data_dir);
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(SecretUrl::new(text.trim()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+/// Writes the database's URL so that only its owner can read it.
+pub(crate) fn write_database_url(data_dir: &Path, url: &SecretUrl) -> anyhow::Result<()> {
+    let path = database_file_in(data_dir);
+    let unfinished = path.with_extension("tmp");
+    let write = || -> io::Result<()> {
+        Endpoints::remove(&unfinished);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+        file.write_all(url.expose().as_bytes())?;
+        fs::rename(&unfinished, &path)
+    };
+    write().with_context(|| format!("write {}", path.display()))
 }
 
 impl Endpoints {

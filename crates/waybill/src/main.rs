@@ -2,6 +2,7 @@
 //!
 //! `waybill --help` is the way in; ARCHITECTURE.md says how the parts hang together.
 
+mod access;
 mod app_config;
 mod ask;
 mod cli;
@@ -11,6 +12,7 @@ mod endpoints;
 mod exit;
 mod out;
 mod paths;
+mod process;
 mod screen;
 mod services;
 mod slow;
@@ -72,6 +74,8 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Dlq(command) => commands::dlq::run(command).await?,
         Command::Projects(command) => commands::projects::run(command).await?,
         Command::Sources(command) => commands::sources::run(command).await?,
+        Command::Keys(command) => commands::keys::run(command).await?,
+        Command::Audit(args) => commands::keys::audit(args).await?,
         Command::Serve(args) => Box::pin(commands::serve::run(args)).await?,
         Command::Migrate(source) => commands::migrate::run(source).await?,
         Command::Config(args) => commands::config::run(&args)?,

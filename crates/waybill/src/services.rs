@@ -1,23 +1,24 @@
 //! The services, put together from the configuration. `up` and `serve` both run them so.
 
 use anyhow::Context;
-use tokio::net::TcpListener;
-use tonic::transport::Channel;
 use waybill_llm_queue::LlmQueue;
-use waybill_runtime::Shutdown;
+use waybill_runtime::grpc::{Listener, Peer};
+use waybill_runtime::{Shutdown, Signals};
 use waybill_storage::Db;
 use waybill_vectors::Vectors;
 
 use crate::app_config::AppConfig;
+use crate::process::Watch;
 
 /// Runs ingestion until `shutdown`.
 pub(crate) async fn ingestion(
     config: &AppConfig,
     db: Db,
-    listener: TcpListener,
+    signals: &Signals,
+    listener: Listener,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let deps = waybill_ingestion::Deps { db };
+    let deps = waybill_ingestion::Deps { db, signals: signals.clone() };
     waybill_ingestion::run(config.ingestion.clone(), deps, listener, shutdown).await
 }
 
@@ -25,10 +26,13 @@ pub(crate) async fn ingestion(
 pub(crate) async fn embedding(
     config: &AppConfig,
     db: Db,
-    listener: TcpListener,
+    signals: &Signals,
+    listener: Listener,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let deps = waybill_embedding::Deps { db, vectors: vectors(config)? };
+    let vectors = vectors(config)?;
+    Watch::new(signals, &shutdown).qdrant(&vectors);
+    let deps = waybill_embedding::Deps { db, vectors, signals: signals.clone() };
     waybill_embedding::run(config.embedding.clone(), deps, listener, shutdown).await
 }
 
@@ -36,10 +40,13 @@ pub(crate) async fn embedding(
 pub(crate) async fn extraction(
     config: &AppConfig,
     db: Db,
-    listener: TcpListener,
+    signals: &Signals,
+    listener: Listener,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let deps = waybill_extraction::Deps { db, queue: queue(config)? };
+    let queue = queue(config)?;
+    Watch::new(signals, &shutdown).redis(&queue);
+    let deps = waybill_extraction::Deps { db, queue, signals: signals.clone() };
     waybill_extraction::run(config.extraction.clone(), deps, listener, shutdown).await
 }
 
@@ -47,11 +54,16 @@ pub(crate) async fn extraction(
 pub(crate) async fn relay(
     config: &AppConfig,
     db: Db,
-    embedding: Channel,
-    listener: TcpListener,
+    embedding: Peer,
+    signals: &Signals,
+    listener: Listener,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let deps = waybill_relay::Deps { db, vectors: vectors(config)?, embedding, queue: queue(config)? };
+    let (vectors, queue) = (vectors(config)?, queue(config)?);
+    let watch = Watch::new(signals, &shutdown);
+    watch.qdrant(&vectors);
+    watch.redis(&queue);
+    let deps = waybill_relay::Deps { db, vectors, embedding, queue, signals: signals.clone() };
     waybill_relay::run(config.relay.clone(), deps, listener, shutdown).await
 }
 

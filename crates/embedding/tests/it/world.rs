@@ -15,7 +15,7 @@ use waybill_api::embedding::v1::{
 use waybill_domain::{ChunkId, Kind, ProjectId, SourceId, TextHash, embedding_text};
 use waybill_embedding::{Config, Deps, run};
 use waybill_models::ProviderKind;
-use waybill_runtime::{Shutdown, grpc::channel};
+use waybill_runtime::{Shutdown, Signals, grpc::channel};
 use waybill_storage::{Db, DbConfig};
 use waybill_testkit::{TestDb, psql};
 use waybill_vectors::{CollectionSpec, PointWrite, QdrantConfig, Vectors};
@@ -170,7 +170,7 @@ impl Process {
                     application_name: "embedding-test".to_owned(),
                 });
                 let vectors = Vectors::connect(&QdrantConfig::new(&qdrant_url)).unwrap();
-                let deps = Deps { db: db.unwrap(), vectors };
+                let deps = Deps { db: db.unwrap(), vectors, signals: Signals::default() };
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let service_url = format!("http://{}", listener.local_addr().unwrap());
                 started.send((qdrant_url, service_url)).unwrap();

@@ -20,7 +20,7 @@ use waybill_api::extraction::v1::{
 };
 use waybill_domain::{EntityId, ErrorClass, ExtractionId, JobId, JobState, ProjectId, ProjectName};
 use waybill_llm::ExtractionSettings;
-use waybill_runtime::{Shutdown, status, trace::headers_as_json as outbox_headers};
+use waybill_runtime::{Shutdown, auth::Caller, status, trace::headers_as_json as outbox_headers};
 use waybill_storage::{
     Bell, Db, StorageError,
     extractions::{self, Entity, FactFilter},
@@ -64,16 +64,18 @@ impl Grpc {
         found.ok_or_else(|| status::not_found("project", &name))
     }
 
-    async fn job(&self, id: &str) -> Result<Job, Status> {
+    /// Finds a job of a project that the caller may see.
+    async fn job(&self, id: &str, caller: &Caller) -> Result<Job, Status> {
         let id = JobId::from_uuid(uuid("id", id)?);
         let found = jobs::get(&self.db, id).await.map_err(|error| storage(&error))?;
-        found.ok_or_else(|| status::not_found("job", id))
+        found.filter(|job| caller.may_see_id(job.project_id)).ok_or_else(|| status::not_found("job", id))
     }
 }
 
 #[tonic::async_trait]
 impl ExtractionService for Grpc {
     async fn start_extraction(&self, request: Request<StartExtractionRequest>) -> Result<Response<proto::Job>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
         let priority = match proto::Priority::try_from(request.priority) {
             Ok(proto::Priority::High) => "high",
@@ -123,11 +125,12 @@ impl ExtractionService for Grpc {
         };
         jobs::start(&self.db, &job, outbox_headers().as_deref()).await.map_err(|error| storage(&error))?;
         self.bell.ring();
-        Ok(Response::new(job_to_proto(&self.job(&id.to_string()).await?)))
+        Ok(Response::new(job_to_proto(&self.job(&id.to_string(), &caller).await?)))
     }
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<proto::Job>, Status> {
-        Ok(Response::new(job_to_proto(&self.job(&request.into_inner().id).await?)))
+        let caller = Caller::of(&request);
+        Ok(Response::new(job_to_proto(&self.job(&request.into_inner().id, &caller).await?)))
     }
 
     async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
@@ -151,7 +154,8 @@ impl ExtractionService for Grpc {
     type WatchJobStream = Pin<Box<dyn Stream<Item = Result<proto::Job, Status>> + Send>>;
 
     async fn watch_job(&self, request: Request<WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
-        let mut job = self.job(&request.into_inner().id).await?;
+        let caller = Caller::of(&request);
+        let mut job = self.job(&request.into_inner().id, &caller).await?;
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
         let (db, stopping) = (self.db.clone(), self.shutdown.soft());
         tokio::spawn(async move {
@@ -185,10 +189,11 @@ impl ExtractionService for Grpc {
     }
 
     async fn cancel_job(&self, request: Request<CancelJobRequest>) -> Result<Response<proto::Job>, Status> {
+        let caller = Caller::of(&request);
         let id = request.into_inner().id;
-        let job = self.job(&id).await?;
+        let job = self.job(&id, &caller).await?;
         jobs::cancel(&self.db, job.id).await.map_err(|error| storage(&error))?;
-        Ok(Response::new(job_to_proto(&self.job(&id).await?)))
+        Ok(Response::new(job_to_proto(&self.job(&id, &caller).await?)))
     }
 
     async fn list_extractions(
@@ -275,21 +280,24 @@ impl ExtractionService for Grpc {
         &self,
         request: Request<BeginRequestRequest>,
     ) -> Result<Response<BeginRequestResponse>, Status> {
-        self.foreign.begin(request.into_inner()).await.map(Response::new)
+        let caller = Caller::of(&request);
+        self.foreign.begin(request.into_inner(), &caller).await.map(Response::new)
     }
 
     async fn submit_response(
         &self,
         request: Request<SubmitResponseRequest>,
     ) -> Result<Response<SubmitResponseResponse>, Status> {
-        self.foreign.submit(request.into_inner()).await.map(Response::new)
+        let caller = Caller::of(&request);
+        self.foreign.submit(request.into_inner(), &caller).await.map(Response::new)
     }
 
     async fn report_failure(
         &self,
         request: Request<ReportFailureRequest>,
     ) -> Result<Response<ReportFailureResponse>, Status> {
-        self.foreign.report(request.into_inner()).await.map(Response::new)
+        let caller = Caller::of(&request);
+        self.foreign.report(request.into_inner(), &caller).await.map(Response::new)
     }
 }
 

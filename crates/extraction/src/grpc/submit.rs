@@ -17,7 +17,7 @@ use waybill_llm::{
     read_extraction,
 };
 use waybill_llm_queue::{Claimed, Hold, LlmQueue, QueueError, check_worker_name, is_message_id};
-use waybill_runtime::{status, trace};
+use waybill_runtime::{auth::Caller, status, trace};
 use waybill_storage::{
     Bell, Db,
     extractions::{self, Outcome},
@@ -93,8 +93,13 @@ impl ForeignWorkers {
     }
 
     /// Marks a request as running and says what to read.
-    pub(super) async fn begin(&self, request: BeginRequestRequest) -> Result<BeginRequestResponse, Status> {
+    pub(super) async fn begin(
+        &self,
+        request: BeginRequestRequest,
+        caller: &Caller,
+    ) -> Result<BeginRequestResponse, Status> {
         let claim = Claim::new(&request.request_id, request.message_id, request.worker)?;
+        self.check_project(&claim, caller).await?;
         let claimed = self.ours(&claim).await?;
         let Some(open) = self.open(&claim).await? else {
             self.finish(&claimed).await;
@@ -135,8 +140,13 @@ impl ForeignWorkers {
     }
 
     /// Stores what a model answered.
-    pub(super) async fn submit(&self, request: SubmitResponseRequest) -> Result<SubmitResponseResponse, Status> {
+    pub(super) async fn submit(
+        &self,
+        request: SubmitResponseRequest,
+        caller: &Caller,
+    ) -> Result<SubmitResponseResponse, Status> {
         let claim = Claim::new(&request.request_id, request.message_id, request.worker)?;
+        self.check_project(&claim, caller).await?;
         check_line("model", &request.model, 1, MAX_MODEL_BYTES)?;
         check_line("prompt_version", &request.prompt_version, 0, MAX_PROMPT_VERSION_BYTES)?;
         if request.answer_json.len() > MAX_ANSWER_BYTES {
@@ -190,8 +200,13 @@ impl ForeignWorkers {
     }
 
     /// Notes a failure, and gives the message back or the request up.
-    pub(super) async fn report(&self, request: ReportFailureRequest) -> Result<ReportFailureResponse, Status> {
+    pub(super) async fn report(
+        &self,
+        request: ReportFailureRequest,
+        caller: &Caller,
+    ) -> Result<ReportFailureResponse, Status> {
         let claim = Claim::new(&request.request_id, request.message_id, request.worker)?;
+        self.check_project(&claim, caller).await?;
         let class = match FailureClass::try_from(request.class) {
             Ok(FailureClass::Transient) => ErrorClass::Transient,
             Ok(FailureClass::Throttled) => ErrorClass::Throttled,
@@ -233,6 +248,18 @@ impl ForeignWorkers {
             tracing::warn!(%error, "message not given back, others take it over later");
         }
         Ok(ReportFailureResponse { attempts, given_up: false })
+    }
+
+    /// Refuses a request of a project that the caller's key is not good for as one that isn't there.
+    async fn check_project(&self, claim: &Claim, caller: &Caller) -> Result<(), Status> {
+        if caller.projects().is_none() {
+            return Ok(());
+        }
+        let found = requests::find(&self.db, claim.request_id).await.map_err(|error| storage(&error))?;
+        match found {
+            Some((_, request)) if caller.may_see(&request.project) => Ok(()),
+            _ => Err(status::not_found("request", claim.request_id)),
+        }
     }
 
     /// Returns the message if it is the worker's, and renews its time.

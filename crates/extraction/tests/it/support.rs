@@ -12,7 +12,7 @@ use waybill_api::extraction::v1::{
 };
 use waybill_extraction::{Config, Deps, run};
 use waybill_llm_queue::{Claimed, LlmQueue, Message, Priority, QueueConfig, Sent};
-use waybill_runtime::Shutdown;
+use waybill_runtime::{Shutdown, Signals};
 use waybill_storage::{Db, DbConfig};
 use waybill_testkit::{TestDb, TestRedis, psql};
 
@@ -49,7 +49,12 @@ impl Fixture {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = Shutdown::manual(Duration::from_secs(20));
-        let server = tokio::spawn(run(config, Deps { db, queue: queue.clone() }, listener, shutdown.clone()));
+        let server = tokio::spawn(run(
+            config,
+            Deps { db, queue: queue.clone(), signals: Signals::default() },
+            listener,
+            shutdown.clone(),
+        ));
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         let fixture = Self { client: Client::new(channel), queue, database, shutdown, server };
         fixture

@@ -10,7 +10,7 @@ use waybill_api::ingestion::v1::{
     ingestion_service_client::IngestionServiceClient,
 };
 use waybill_ingestion::{Config, Deps, run};
-use waybill_runtime::Shutdown;
+use waybill_runtime::{Shutdown, Signals};
 use waybill_storage::{Db, DbConfig};
 use waybill_testkit::{TestDb, psql};
 
@@ -42,7 +42,7 @@ impl Fixture {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = Shutdown::manual(Duration::from_secs(20));
-        let server = tokio::spawn(run(config, Deps { db }, listener, shutdown.clone()));
+        let server = tokio::spawn(run(config, Deps { db, signals: Signals::default() }, listener, shutdown.clone()));
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         let mut client = IngestionServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
         client.create_project(CreateProjectRequest { name: "p".to_owned() }).await.unwrap();

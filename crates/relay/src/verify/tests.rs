@@ -86,7 +86,7 @@ impl Fixture {
         })
         .unwrap();
         let nobody = tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
-        let embedder = Embedder::new(nobody, String::new(), DEADLINE);
+        let embedder = Embedder::new(waybill_runtime::grpc::peer_of(nobody), String::new(), DEADLINE);
         let vectors = connect(address);
         Verifier {
             sink: Arc::new(QdrantSink::new(db.clone(), vectors.clone(), embedder, ALIAS.to_owned())),

@@ -60,6 +60,8 @@ impl HttpBody for CallBody {
                 if let Some(trailers) = frame.trailers_mut() {
                     this.call.settle(trailers);
                     this.ended = true;
+                } else if let Some(data) = frame.data_ref() {
+                    this.call.answered(data);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -14,6 +14,8 @@ use tracing::{Instrument, Span};
 
 use super::body::CallBody;
 use super::decode;
+use super::measure::{CallMeter, Measured};
+use crate::auth::{Denials, Denied, Guard, GuardedBody, Policy, Record, Running};
 use crate::shutdown::{millis, panic_text};
 use crate::status;
 use crate::trace::{self, REQUEST_ID, RequestId};
@@ -34,17 +36,51 @@ pub(super) struct Stops {
     pub(super) watches: CancellationToken,
 }
 
-/// Gives each call its request id, span and log line, answers for a handler that panics,
-/// rewrites tonic's own decode errors, and ends calls at the hard stage.
+/// Gives each call its request id, span and log line, lets it in or not, answers for a handler
+/// that panics, rewrites tonic's own decode errors, and ends calls at the hard stage.
 #[derive(Debug, Clone)]
 pub(super) struct CallLayer {
     stops: Stops,
     limit_key: Option<&'static str>,
+    guard: Guard,
+    policy: Policy,
+    meter: CallMeter,
+    denials: Denials,
 }
 
 impl CallLayer {
-    pub(super) fn new(stops: Stops, limit_key: Option<&'static str>) -> Self {
-        Self { stops, limit_key }
+    pub(super) fn new(
+        stops: Stops,
+        limit_key: Option<&'static str>,
+        guard: Guard,
+        policy: Policy,
+        meter: CallMeter,
+        denials: Denials,
+    ) -> Self {
+        Self { stops, limit_key, guard, policy, meter, denials }
+    }
+
+    /// Lets a call in: what is left of its request is what the handler may see.
+    async fn let_in(&self, call: &mut Call, request: Request<Body>) -> Result<Request<Body>, Status> {
+        let access = self.policy.of(&call.method);
+        let admitted = self.guard.admit(&call.method, access, request.headers()).await.map_err(|denied| {
+            let Denied { status, reason } = denied;
+            self.denials.note(reason);
+            tracing::debug!(method = %call.method, reason, "call not let in");
+            status
+        })?;
+        let (mut parts, body) = request.into_parts();
+        let mut body = GuardedBody::around(body, access, &admitted, &self.denials);
+        if let Some(access) = access.filter(|access| access.audited)
+            && let Some(auditor) = self.guard.auditor()
+        {
+            let (record, whole) = auditor.begin(&call.method, access, &admitted.caller, &call.id, body).await?;
+            (call.record, body) = (Some(record), whole);
+        }
+        call.running = Some(admitted.running);
+        parts.extensions.insert(admitted.caller);
+        parts.extensions.insert(call.id.clone());
+        Ok(Request::from_parts(parts, body))
     }
 }
 
@@ -76,19 +112,25 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
         // The clone isn't ready, the one that was polled is: call that one.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
 
-        let call = Call::begin(&request, self.options.limit_key);
+        let mut call = Call::begin(&request, &self.options);
         let stop = if WATCHES.contains(&call.method.as_ref()) {
             self.options.stops.watches.clone()
         } else {
             self.options.stops.hard.clone()
         };
-        request.extensions_mut().insert(call.id.clone());
+        let options = self.options.clone();
         Box::pin(async move {
+            let span = call.span.clone();
+            let request = match stop.run_until_cancelled(options.let_in(&mut call, request).instrument(span)).await {
+                Some(Ok(request)) => request,
+                Some(Err(status)) => return Ok(call.answer(status.into_http(), stop)),
+                None => return Ok(call.answer(stopped().into_http(), stop)),
+            };
             let handled =
                 AssertUnwindSafe(async move { inner.call(request).await }).catch_unwind().instrument(call.span.clone());
             let response = match stop.run_until_cancelled(handled).await {
@@ -113,11 +155,16 @@ pub(super) struct Call {
     span: Span,
     started: Instant,
     limit_key: Option<&'static str>,
+    /// Holds its place among the calls of its key.
+    running: Option<Running>,
+    /// Where its end is noted, if it is an operator's action.
+    record: Option<Record>,
+    measured: Measured,
     logged: bool,
 }
 
 impl Call {
-    fn begin(request: &Request<Body>, limit_key: Option<&'static str>) -> Self {
+    fn begin(request: &Request<Body>, options: &CallLayer) -> Self {
         let method: Arc<str> = request.uri().path().into();
         let id = RequestId::of(request.headers());
         let span = tracing::info_span!(
@@ -125,14 +172,26 @@ impl Call {
             otel.name = method.trim_start_matches('/'),
             otel.kind = "server",
             rpc.system = "grpc",
+            rpc.grpc.status_code = tracing::field::Empty,
+            otel.status_code = tracing::field::Empty,
             request_id = %id,
         );
         trace::adopt(&span, request.headers(), &id);
-        Self { method, id, span, started: Instant::now(), limit_key, logged: false }
+        let measured = options.meter.begin(&method);
+        let limit_key = options.limit_key;
+        let (running, record) = (None, None);
+        Self { method, id, span, started: Instant::now(), limit_key, running, record, measured, logged: false }
     }
 
     pub(super) fn span(&self) -> &Span {
         &self.span
+    }
+
+    /// Sees bytes of the answer.
+    pub(super) fn answered(&mut self, bytes: &[u8]) {
+        if let Some(record) = &mut self.record {
+            record.answer(bytes);
+        }
     }
 
     /// Finishes a response whose status is in its headers, or watches over the rest of it.
@@ -183,10 +242,18 @@ impl Call {
         if std::mem::replace(&mut self.logged, true) {
             return;
         }
+        self.running = None;
         let _in_span = self.span.enter();
-        let elapsed_ms = millis(self.started.elapsed());
+        if let Some(record) = self.record.take() {
+            record.end(code, message);
+        }
+        let elapsed = self.started.elapsed();
+        self.measured.end(code, elapsed);
+        self.span.record("rpc.grpc.status_code", code as i32);
+        let elapsed_ms = millis(elapsed);
         match code {
             Code::Internal | Code::Unknown | Code::DataLoss => {
+                self.span.record("otel.status_code", "ERROR");
                 tracing::warn!(method = %self.method, ?code, status = message, elapsed_ms, "call failed");
             }
             _ => {

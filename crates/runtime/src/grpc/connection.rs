@@ -1,15 +1,19 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::tls::ServerTls;
 
 /// Callers share connections, so this is far above any sound use and below the 1,024 file
 /// descriptors that many systems give a process. Further callers wait in the accept queue.
@@ -19,13 +23,24 @@ const MAX_CONNECTIONS: usize = 768;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts connections until dropped, which closes the listener. `cut` ends every one of them.
-pub(super) fn incoming(listener: TcpListener, cut: CancellationToken) -> impl Stream<Item = io::Result<Connection>> {
+pub(super) fn incoming(
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    cut: CancellationToken,
+) -> impl Stream<Item = io::Result<Connection>> {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    futures::stream::unfold((listener, slots, cut), |(listener, slots, cut)| async move {
+    let watch = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.watch())));
+    futures::stream::unfold((listener, slots, tls, cut, watch), |(listener, slots, tls, cut, watch)| async move {
         let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
         let stream = accept(&listener).await;
-        let connection = Connection { stream, cut: Box::pin(cut.clone().cancelled_owned()), _slot: slot };
-        Some((Ok(connection), (listener, slots, cut)))
+        let info = stream.connect_info();
+        // Shakes hands when it is first read: whoever is slow at it holds up nobody else.
+        let stream = match tls.clone() {
+            Some(tls) => Transport::Shaking(Box::pin(tls.accept(stream))),
+            None => Transport::Plain(stream),
+        };
+        let connection = Connection { stream, info, cut: Box::pin(cut.clone().cancelled_owned()), _slot: slot };
+        Some((Ok(connection), (listener, slots, tls, cut, watch)))
     })
 }
 
@@ -49,12 +64,43 @@ async fn accept(listener: &TcpListener) -> TcpStream {
 /// A connection that can be ended from outside: tonic runs each in a task of its own and
 /// gives no handle to it.
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Transport,
+    info: TcpConnectInfo,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _slot: OwnedSemaphorePermit,
 }
 
+/// How bytes travel.
+enum Transport {
+    Plain(TcpStream),
+    Shaking(Pin<Box<dyn Future<Output = io::Result<TlsStream<TcpStream>>> + Send>>),
+    Secure(Box<TlsStream<TcpStream>>),
+}
+
+/// Polls what is below a [`Transport`], once hands are shaken.
+macro_rules! poll_transport {
+    ($connection:expr, $cx:expr, $stream:ident => $poll:expr) => {{
+        if $connection.is_cut($cx) {
+            return Poll::Ready(Err(aborted()));
+        }
+        ready!($connection.shake_hands($cx))?;
+        match &mut $connection.stream {
+            Transport::Plain($stream) => $poll,
+            Transport::Secure($stream) => $poll,
+            Transport::Shaking(_) => Poll::Pending,
+        }
+    }};
+}
+
 impl Connection {
+    fn shake_hands(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Transport::Shaking(shaking) = &mut self.stream {
+            let stream = ready!(shaking.as_mut().poll(cx))?;
+            self.stream = Transport::Secure(Box::new(stream));
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn is_cut(&mut self, cx: &mut Context<'_>) -> bool {
         self.cut.as_mut().poll(cx).is_ready()
     }
@@ -68,25 +114,19 @@ impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+        self.info.clone()
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.is_cut(cx) {
-            return Poll::Ready(Err(aborted()));
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        poll_transport!(self, cx, stream => Pin::new(stream).poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.is_cut(cx) {
-            return Poll::Ready(Err(aborted()));
-        }
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        poll_transport!(self, cx, stream => Pin::new(stream).poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -94,21 +134,19 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.is_cut(cx) {
-            return Poll::Ready(Err(aborted()));
-        }
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        poll_transport!(self, cx, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        // Both that come of it are.
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        poll_transport!(self, cx, stream => Pin::new(stream).poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        poll_transport!(self, cx, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }

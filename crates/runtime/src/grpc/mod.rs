@@ -7,9 +7,12 @@ mod connection;
 mod deadline;
 pub(crate) mod decode;
 mod health;
+mod listener;
+mod measure;
 mod server;
 
-pub use client::channel;
+pub use client::{Along, ClientOptions, Peer, channel, peer, peer_of};
 pub use deadline::answer_by;
 pub use health::Health;
-pub use server::{GrpcOptions, serve};
+pub use listener::Listener;
+pub use server::{GrpcOptions, STARTING, serve};

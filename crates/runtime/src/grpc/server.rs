@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -9,6 +8,10 @@ use tonic::transport::Server;
 use super::call::{CallLayer, Stops};
 use super::connection::incoming;
 use super::health::Health;
+use super::listener::Listener;
+use super::measure::CallMeter;
+use crate::auth::{Denials, Policy};
+use crate::metrics::Signals;
 use crate::shutdown::Shutdown;
 
 /// How often a quiet connection is asked whether its peer is still there, and how long the
@@ -27,6 +30,11 @@ const CONCURRENCY_PER_CONNECTION: usize = 64;
 /// the connections are cut.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// How long the ends of operators' actions may take to be noted when the server stops.
+const LAST_NOTES: Duration = Duration::from_secs(1);
+/// Who holds a process not ready until its server takes calls: [`crate::Components::hold`] it before.
+pub const STARTING: &str = "starting";
+
 /// What a gRPC server says about itself.
 #[derive(Debug, Clone)]
 pub struct GrpcOptions {
@@ -37,19 +45,27 @@ pub struct GrpcOptions {
     /// The configuration key of the message size limit, named when a message is over it.
     pub limit_key: Option<&'static str>,
     health: Health,
+    signals: Signals,
 }
 
 impl GrpcOptions {
     /// Makes options for `services`, described by `descriptor_set`.
     #[must_use]
     pub fn new(services: &'static [&'static str], descriptor_set: &'static [u8]) -> Self {
-        Self { services, descriptor_set, limit_key: None, health: Health::new(services) }
+        Self { services, descriptor_set, limit_key: None, health: Health::new(services), signals: Signals::default() }
     }
 
     /// Names the configuration key of the message size limit ("ingestion.max_message_bytes").
     #[must_use]
     pub fn with_limit_key(mut self, key: &'static str) -> Self {
         self.limit_key = Some(key);
+        self
+    }
+
+    /// Has calls measured, and the process said to be ready while they are taken.
+    #[must_use]
+    pub fn with_signals(mut self, signals: &Signals) -> Self {
+        self.signals = signals.clone();
         self
     }
 
@@ -60,8 +76,8 @@ impl GrpcOptions {
     }
 }
 
-/// Serves `routes` on `listener`, with reflection, health, request ids and traces, until
-/// `shutdown`: at soft it stops accepting and finishes what is in flight, at hard it answers
+/// Serves `routes` on `listener`, to those whom it lets in, with reflection, health, request ids
+/// and traces, until `shutdown`: at soft it stops accepting and finishes what is in flight, at hard it answers
 /// the rest UNAVAILABLE and cuts the connections.
 ///
 /// A handler whose stream has no end of its own should end it at [`Shutdown::soft`], or it
@@ -69,7 +85,14 @@ impl GrpcOptions {
 ///
 /// # Errors
 /// When `descriptor_set` is not a descriptor set.
-pub async fn serve(listener: TcpListener, routes: Routes, opts: GrpcOptions, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn serve(
+    listener: impl Into<Listener>,
+    routes: Routes,
+    opts: GrpcOptions,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let Listener { tcp, tls, guard } = listener.into();
+    let policy = Policy::read(opts.descriptor_set).context("read who may call what")?;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(opts.descriptor_set)
@@ -81,6 +104,8 @@ pub async fn serve(listener: TcpListener, routes: Routes, opts: GrpcOptions, shu
         .add_service(opts.health.server());
 
     opts.health.start().await;
+    let components = opts.signals.components.clone();
+    components.release(STARTING);
     let stops = Stops { hard: shutdown.hard(), watches: CancellationToken::new() };
     let cut = CancellationToken::new();
     let soft = shutdown.soft();
@@ -88,16 +113,21 @@ pub async fn serve(listener: TcpListener, routes: Routes, opts: GrpcOptions, shu
         soft.cancelled().await;
         // In this order: who watches health hears NOT_SERVING before the stream ends.
         opts.health.stop().await;
+        components.hold("stopping", "what is under way is finished");
         stops.watches.cancel();
     };
+    let known: Vec<&str> = opts.services.iter().copied().chain(["grpc.health.v1.Health"]).collect();
+    let denials = Denials::new(&opts.signals.meter);
+    let meter =
+        CallMeter::new(&opts.signals.meter, &known, &[opts.descriptor_set, tonic_health::pb::FILE_DESCRIPTOR_SET]);
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .concurrency_limit_per_connection(CONCURRENCY_PER_CONNECTION)
-        .layer(CallLayer::new(stops.clone(), opts.limit_key))
+        .layer(CallLayer::new(stops.clone(), opts.limit_key, guard.clone(), policy, meter, denials))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming(listener, cut.clone()), stopping);
+        .serve_with_incoming_shutdown(incoming(tcp, tls, cut.clone()), stopping);
 
     let last_words = async {
         stops.hard.cancelled().await;
@@ -111,5 +141,9 @@ pub async fn serve(listener: TcpListener, routes: Routes, opts: GrpcOptions, shu
             serving.await
         }
     };
+    if let Some(auditor) = guard.auditor() {
+        // What was done is done: a log that does not answer must not hold the stop up.
+        let _noted = tokio::time::timeout(LAST_NOTES, auditor.finish()).await;
+    }
     served.context("serve gRPC")
 }

@@ -21,7 +21,7 @@ use tonic::service::Routes;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
-use waybill_runtime::grpc::{GrpcOptions, Health, serve};
+use waybill_runtime::grpc::{GrpcOptions, Health, Listener, Peer, serve};
 use waybill_runtime::trace::RequestId;
 use waybill_runtime::{Shutdown, trace};
 
@@ -152,6 +152,11 @@ pub(crate) struct Running {
 }
 
 pub(crate) async fn start(deadline: Duration) -> Running {
+    start_on(deadline, Listener::from).await
+}
+
+/// Starts it behind what `listener` makes.
+pub(crate) async fn start_on(deadline: Duration, make: impl FnOnce(TcpListener) -> Listener) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     let shutdown = Shutdown::manual(deadline);
@@ -159,7 +164,7 @@ pub(crate) async fn start(deadline: Duration) -> Running {
     let gate = Arc::clone(&service.gate);
     let options = GrpcOptions::new(&[SERVICE], &[]).with_limit_key("echo.max_message_bytes");
     let health = options.health();
-    let served = tokio::spawn(serve(listener, Routes::new(service), options, shutdown.clone()));
+    let served = tokio::spawn(serve(make(listener), Routes::new(service), options, shutdown.clone()));
     let channel = waybill_runtime::grpc::channel(&format!("http://{address}")).expect("channel");
     Running { address, channel, shutdown, gate, health, served }
 }
@@ -201,6 +206,15 @@ impl Running {
         self.shutdown.trigger_hard();
         within(self.served).await.expect("join").expect("serve");
     }
+}
+
+/// Calls an echo over a way of the caller's.
+pub(crate) async fn call(peer: Peer, text: &str) -> Result<Echo, Status> {
+    let mut grpc = tonic::client::Grpc::new(peer);
+    grpc.ready().await.map_err(|error| Status::unavailable(format!("{error:?}")))?;
+    let path = PathAndQuery::from_static("/test.v1.Echo/Unary");
+    let answer = within(grpc.unary(Request::new(echo(text)), path, ProstCodec::<Echo, Echo>::default())).await?;
+    Ok(answer.into_inner())
 }
 
 /// Waits for `future`, but not for ever: a test that hangs should say where.

@@ -1,5 +1,5 @@
 //! Integration tests of the runtime: a real server and real clients on the loopback.
-#![expect(clippy::expect_used, reason = "a helper that can't go on fails its test")]
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that can't go on fails its test")]
 
 mod calls;
 mod config;
@@ -8,3 +8,4 @@ mod echo;
 mod logs;
 mod shutdown;
 mod stop;
+mod tls;

@@ -24,7 +24,7 @@ async fn projects_are_listed_by_name_in_pages() {
     let mut seen = Vec::new();
     let mut after: Option<String> = None;
     loop {
-        let page = projects::list(&t.db, after.as_deref(), 2).await.unwrap();
+        let page = projects::list(&t.db, after.as_deref(), None, 2).await.unwrap();
         let Some(last) = page.last() else { break };
         after = Some(last.name.clone());
         seen.extend(page.into_iter().map(|project| project.name));

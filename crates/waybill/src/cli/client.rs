@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::DataDirArg;
+use super::access::CredentialArgs;
 
 /// How a client command finds its service.
 #[derive(Debug, Clone, Args)]
@@ -14,6 +15,8 @@ pub(crate) struct EndpointArgs {
     pub(crate) endpoint: Option<String>,
     #[command(flatten)]
     pub(crate) data_dir: DataDirArg,
+    #[command(flatten)]
+    pub(crate) credentials: CredentialArgs,
 }
 
 /// Which project a command works on.

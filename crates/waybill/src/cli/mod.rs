@@ -1,16 +1,19 @@
 //! The command line, as types. What a command does is in `commands`.
 
+mod access;
 mod client;
 mod extraction;
 mod operators;
 mod repair;
 
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use self::access::{AuditArgs, CredentialArgs, DatabaseArgs, KeyRole, KeysCommand, KeysCreateArgs};
 pub(crate) use self::client::{
     EndpointArgs, Format, HitKind, ImportArgs, Mode, ProjectsCommand, SearchArgs, SourcesCommand, StatusArgs,
 };
@@ -90,6 +93,11 @@ pub(crate) enum Command {
     /// List, show and delete the sources of a project
     #[command(subcommand)]
     Sources(SourcesCommand),
+    /// Make, list and revoke API keys
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// List what operators did
+    Audit(AuditArgs),
     /// Run one service against configured stores
     Serve(ServeArgs),
     /// Bring the schema of the configured Postgres up to date
@@ -119,7 +127,7 @@ pub(crate) struct DataDirArg {
 #[command(after_help = "\
 Examples:
   waybill up
-  waybill up --data-dir /srv/waybill --listen-host 0.0.0.0
+  waybill up --data-dir /srv/waybill --listen-host 0.0.0.0     for others, with API keys
   DATABASE_URL=postgres://me@db/waybill waybill up     real Postgres, the rest embedded
   waybill up --ready-file /run/waybill.ready &         for scripts
 
@@ -130,7 +138,7 @@ pub(crate) struct UpArgs {
     pub(crate) data_dir: DataDirArg,
     #[command(flatten)]
     pub(crate) source: ConfigSource,
-    /// Address the services listen on; anything but loopback is open to the network
+    /// Address the services listen on; on any but loopback, callers need an API key
     #[arg(long, value_name = "IP", default_value = "127.0.0.1", help_heading = "Network")]
     pub(crate) listen_host: IpAddr,
     /// Port of the ingestion service [default: 7701, or a free one if that is taken]
@@ -148,6 +156,9 @@ pub(crate) struct UpArgs {
     /// Take free ports instead of the default ones
     #[arg(long, help_heading = "Network")]
     pub(crate) free_ports: bool,
+    /// Let everybody in who reaches a listener, whatever its address: auth.mode = "open"
+    #[arg(long, help_heading = "Network")]
+    pub(crate) insecure_no_keys: bool,
     /// Folder of the embedding model
     #[arg(long, value_name = "DIR", env = "WAYBILL_MODEL_DIR", help_heading = "Configuration")]
     pub(crate) model_dir: Option<PathBuf>,
@@ -170,6 +181,9 @@ pub(crate) struct ServeArgs {
     /// Address and port to listen on [default: the section's `listen`]
     #[arg(long, value_name = "IP:PORT", help_heading = "Network")]
     pub(crate) listen: Option<SocketAddr>,
+    /// Let everybody in who reaches the listener, whatever its address: auth.mode = "open"
+    #[arg(long, help_heading = "Network")]
+    pub(crate) insecure_no_keys: bool,
     #[command(flatten)]
     pub(crate) source: ConfigSource,
 }
@@ -193,6 +207,8 @@ pub(crate) enum ServiceName {
 Examples:
   waybill config --config waybill.toml           what would be used, as TOML
   waybill config --config waybill.toml --check   only say whether it is valid
+  waybill config --check -- serve relay --listen 0.0.0.0:7704
+                                                 whether that command line is, with its configuration
 
 Layers, the later wins: defaults, the file, DATABASE_URL / REDIS_URL / QDRANT_URL,
 WAYBILL_<SECTION>__<KEY> (WAYBILL_DATABASE__URL sets `url` in [database]).")]
@@ -202,6 +218,9 @@ pub(crate) struct ConfigArgs {
     /// Print nothing but errors
     #[arg(long)]
     pub(crate) check: bool,
+    /// With --check: arguments of another command, which is not run
+    #[arg(last = true, requires = "check", value_name = "ARGS")]
+    pub(crate) args: Vec<OsString>,
 }
 
 #[cfg(test)]

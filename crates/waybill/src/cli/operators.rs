@@ -281,7 +281,7 @@ fn moment(argument: &str) -> Result<Moment, String> {
     Ok(Moment::Ago(ago))
 }
 
-fn span(argument: &str) -> Result<Duration, String> {
+pub(super) fn span(argument: &str) -> Result<Duration, String> {
     parts(argument).ok_or_else(|| "expected a span such as 90s, 5m, 1h30m or 7d".to_owned())
 }
 

@@ -6,13 +6,13 @@ use console::style;
 use prost_types::Timestamp;
 use serde_json::{Value, json};
 use tonic::Code;
-use tonic::transport::Channel;
 use waybill_api::relay::v1::relay_service_client::RelayServiceClient;
 use waybill_api::relay::v1::{
     DeadLetter, DeadLetterFilter, DisposeDeadLettersRequest, DisposeDeadLettersResponse, GetDeadLetterRequest,
     ListDeadLettersRequest,
 };
 use waybill_domain::{Clock, SystemClock};
+use waybill_runtime::grpc::Peer;
 
 use crate::ask;
 use crate::cli::{DlqCommand, EndpointArgs, LetterFilterArgs, Moment, WhichLetters};
@@ -188,7 +188,7 @@ async fn dispose(
 
 /// Makes one call. Returns how many letters it took, and what broke it off, if anything did.
 async fn part(
-    client: &mut RelayServiceClient<Channel>,
+    client: &mut RelayServiceClient<Peer>,
     target: &Target,
     request: DisposeDeadLettersRequest,
     disposal: Disposal,
@@ -209,7 +209,7 @@ async fn part(
 
 /// Counts the letters that match.
 async fn matching(
-    client: &mut RelayServiceClient<Channel>,
+    client: &mut RelayServiceClient<Peer>,
     target: &Target,
     filter: &DeadLetterFilter,
 ) -> anyhow::Result<u64> {

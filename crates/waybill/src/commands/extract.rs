@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
-use tonic::transport::Channel;
 use uuid::Uuid;
 use waybill_api::extraction::v1::extraction_service_client::ExtractionServiceClient;
 use waybill_api::extraction::v1::{
@@ -20,6 +19,7 @@ use crate::cli::{ExtractArgs, Priority};
 use crate::client::{self, Target, may_pass};
 use crate::exit;
 use crate::out::Out;
+use waybill_runtime::grpc::Peer;
 
 /// How often a start is tried. Few: nobody has waited for anything yet.
 const TRIES: u32 = 4;
@@ -59,7 +59,7 @@ pub(crate) async fn run(args: ExtractArgs) -> anyhow::Result<u8> {
 /// Starts the job. An answer that is lost on the way does not make a second one: the
 /// request's id is the same each time.
 async fn start(
-    client: &mut ExtractionServiceClient<Channel>,
+    client: &mut ExtractionServiceClient<Peer>,
     target: &Target,
     request: StartExtractionRequest,
 ) -> anyhow::Result<Job> {

@@ -7,6 +7,7 @@ pub(crate) mod facts;
 mod gauge;
 pub(crate) mod import;
 pub(crate) mod jobs;
+pub(crate) mod keys;
 pub(crate) mod migrate;
 pub(crate) mod projects;
 pub(crate) mod reindex;

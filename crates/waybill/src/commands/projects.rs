@@ -83,7 +83,7 @@ async fn delete(name: String, yes: bool, endpoint: &EndpointArgs) -> anyhow::Res
 /// Creates a project if it isn't there. Returns whether it was created.
 pub(crate) async fn ensure(
     client: &mut waybill_api::ingestion::v1::ingestion_service_client::IngestionServiceClient<
-        tonic::transport::Channel,
+        waybill_runtime::grpc::Peer,
     >,
     name: &str,
 ) -> Result<bool, tonic::Status> {

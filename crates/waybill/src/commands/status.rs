@@ -6,7 +6,6 @@ use std::time::Duration;
 use console::style;
 use serde_json::{Value, json};
 use tonic::Status;
-use tonic::transport::Channel;
 use waybill_api::relay::v1::relay_service_client::RelayServiceClient;
 use waybill_api::relay::v1::{GetStatusRequest, GetStatusResponse, LaneStatus, ScrubStatus, SinkStatus};
 
@@ -16,6 +15,7 @@ use crate::client::{self, Target};
 use crate::out::Out;
 use crate::screen::Screen;
 use crate::{text, values};
+use waybill_runtime::grpc::Peer;
 
 /// The relay reads counters and cursors: an answer takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
 }
 
 struct View {
-    client: RelayServiceClient<Channel>,
+    client: RelayServiceClient<Peer>,
     target: Target,
     lanes: bool,
     as_json: bool,

@@ -9,7 +9,7 @@ fn help_shows_where_to_start_and_the_exit_codes() {
     assert_has(&help.stdout, &["waybill up", "waybill import", "waybill search", "waybill extract", "Exit codes:"]);
     for command in [
         "up", "import", "search", "extract", "jobs", "facts", "status", "verify", "recover", "reindex", "relay", "dlq",
-        "projects", "sources", "serve", "migrate", "config",
+        "projects", "sources", "keys", "audit", "serve", "migrate", "config",
     ] {
         assert_has(&help.stdout, &[&format!("\n  {command} ")]);
     }
@@ -18,9 +18,10 @@ fn help_shows_where_to_start_and_the_exit_codes() {
 #[test]
 fn commands_show_examples() {
     let home = tempfile::tempdir().unwrap();
-    for command in
-        ["up", "import", "search", "extract", "jobs", "facts", "verify", "recover", "reindex", "serve", "config"]
-    {
+    for command in [
+        "up", "import", "search", "extract", "jobs", "facts", "verify", "recover", "reindex", "audit", "serve",
+        "config",
+    ] {
         let help = run(home.path(), &[command, "--help"]).expect_code(0);
         assert_has(&help.stdout, &["Examples:", &format!("waybill {command}")]);
     }
@@ -29,7 +30,16 @@ fn commands_show_examples() {
 #[test]
 fn operators_commands_show_examples() {
     let home = tempfile::tempdir().unwrap();
-    for command in ["relay pause", "relay resume", "relay drain", "dlq ls", "dlq show", "dlq redrive", "dlq discard"] {
+    for command in [
+        "keys create",
+        "relay pause",
+        "relay resume",
+        "relay drain",
+        "dlq ls",
+        "dlq show",
+        "dlq redrive",
+        "dlq discard",
+    ] {
         let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         let help = run(home.path(), &args).expect_code(0);
         assert_has(&help.stdout, &["Examples:", &format!("waybill {command}")]);

@@ -1,6 +1,10 @@
 //! The real binary, from the outside.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test may panic like the test itself")]
 
+#[cfg(feature = "embedded")]
+mod access;
+#[cfg(feature = "embedded")]
+mod access_table;
 mod adaptive;
 mod chart;
 mod client;

@@ -43,7 +43,13 @@ impl Place {
 
     /// Runs `waybill up` until it is ready.
     pub(crate) async fn up(&self) -> Program {
+        self.up_with(&[]).await
+    }
+
+    /// Runs `waybill up` with more environment until it is ready.
+    pub(crate) async fn up_with(&self, variables: &[(&str, &str)]) -> Program {
         let mut command = waybill(self.dir.path());
+        command.envs(variables.iter().copied());
         command.args(["up", "--free-ports", "--data-dir"]).arg(self.data_dir());
         command.arg("--model-dir").arg(model());
         let up = Program::spawn(command.into()).unwrap();

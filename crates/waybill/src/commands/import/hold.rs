@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tonic::Status;
-use tonic::transport::Channel;
 use uuid::Uuid;
 use waybill_api::relay::v1::relay_service_client::RelayServiceClient;
 use waybill_api::relay::v1::{
     BeginBulkLoadRequest, DrainRequest, DrainResponse, EndBulkLoadRequest, PauseRequest, ResumeRequest,
 };
 use waybill_domain::SinkName;
+use waybill_runtime::grpc::Peer;
 
 use crate::cli::ImportArgs;
 use crate::client::{self, Target};
@@ -37,7 +37,7 @@ const END_PAUSE: Duration = Duration::from_millis(500);
 /// What relays were asked for, until it is ended.
 pub(super) struct Hold {
     wish: Wish,
-    client: RelayServiceClient<Channel>,
+    client: RelayServiceClient<Peer>,
     target: Target,
     renewing: JoinHandle<()>,
 }
@@ -129,7 +129,7 @@ impl Hold {
 }
 
 impl Wish {
-    async fn tell(&self, client: &mut RelayServiceClient<Channel>) -> Result<(), Status> {
+    async fn tell(&self, client: &mut RelayServiceClient<Peer>) -> Result<(), Status> {
         let ttl = Some(prost_types::Duration { seconds: TTL.as_secs().cast_signed(), nanos: 0 });
         match self {
             Self::Pause { sinks, paused_by } => {
@@ -144,7 +144,7 @@ impl Wish {
         Ok(())
     }
 
-    async fn take_back(&self, client: &mut RelayServiceClient<Channel>) -> Result<(), Status> {
+    async fn take_back(&self, client: &mut RelayServiceClient<Peer>) -> Result<(), Status> {
         match self {
             Self::Pause { sinks, paused_by } => {
                 for sink in sinks {
@@ -161,7 +161,7 @@ impl Wish {
 }
 
 /// Pauses what nobody has paused.
-async fn pause(client: &mut RelayServiceClient<Channel>, target: &Target, job: Uuid) -> anyhow::Result<Wish> {
+async fn pause(client: &mut RelayServiceClient<Peer>, target: &Target, job: Uuid) -> anyhow::Result<Wish> {
     let paused_by = name(job);
     let mut sinks = Vec::new();
     for sink in [SinkName::Qdrant, SinkName::Llm] {
@@ -199,7 +199,7 @@ fn name(job: Uuid) -> String {
     format!("import {job} of {}", myself()).chars().take(100).collect()
 }
 
-async fn renew(wish: Wish, mut client: RelayServiceClient<Channel>) {
+async fn renew(wish: Wish, mut client: RelayServiceClient<Peer>) {
     let mut told = Instant::now();
     loop {
         sleep(RENEW_EVERY).await;

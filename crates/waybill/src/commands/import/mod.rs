@@ -19,7 +19,6 @@ use std::path::Path;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use uuid::Uuid;
 use waybill_api::ingestion::v1::ingestion_service_client::IngestionServiceClient;
 
@@ -34,6 +33,7 @@ use crate::cli::ImportArgs;
 use crate::client::{self, Target};
 use crate::out::Out;
 use crate::{exit, values};
+use waybill_runtime::grpc::Peer;
 
 /// Documents read ahead of the sender. A few hide the disk's latency; each may be of
 /// `--max-size`.
@@ -98,7 +98,7 @@ async fn load(
     args: &ImportArgs,
     plan: Plan,
     common: Common,
-    client: IngestionServiceClient<Channel>,
+    client: IngestionServiceClient<Peer>,
     target: &Target,
     report: &mut Report,
     stop: &CancellationToken,

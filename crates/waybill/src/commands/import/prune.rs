@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use tonic::Code;
-use tonic::transport::Channel;
 use waybill_api::ingestion::v1::ingestion_service_client::IngestionServiceClient;
 use waybill_api::ingestion::v1::{DeleteSourceRequest, ListSourcesRequest, SourceState};
+use waybill_runtime::grpc::Peer;
 
 use crate::client::Target;
 
@@ -14,7 +14,7 @@ const PAGE: i32 = 1_000;
 
 /// Deletes the sources under `prefix` that are not in `seen`. Returns how many.
 pub(super) async fn run(
-    mut client: IngestionServiceClient<Channel>,
+    mut client: IngestionServiceClient<Peer>,
     target: &Target,
     project: &str,
     prefix: &str,

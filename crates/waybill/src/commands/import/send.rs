@@ -6,7 +6,6 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use waybill_api::ingestion::v1::ingestion_service_client::IngestionServiceClient;
 use waybill_api::ingestion::v1::put_sources_response::Result as PutResult;
@@ -19,6 +18,7 @@ use super::report::{Refusal, Report};
 use super::upload;
 use super::window::Window;
 use crate::client::{self, Target, may_pass};
+use waybill_runtime::grpc::Peer;
 
 /// Messages handed to the connection ahead of its flow control. Few: the window is what
 /// bounds an import, this only keeps the socket fed.
@@ -38,7 +38,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(10);
 
 /// Sends documents of one import.
 pub(super) struct Sender<'a> {
-    client: IngestionServiceClient<Channel>,
+    client: IngestionServiceClient<Peer>,
     target: &'a Target,
     project: &'a str,
     window: Window,
@@ -64,7 +64,7 @@ struct Input {
 
 impl<'a> Sender<'a> {
     pub(super) fn new(
-        client: IngestionServiceClient<Channel>,
+        client: IngestionServiceClient<Peer>,
         target: &'a Target,
         project: &'a str,
         report: &'a mut Report,
@@ -243,7 +243,7 @@ impl<'a> Sender<'a> {
 /// Opens a stream. What goes into the first end is sent; the answers, and why the stream
 /// ended, come out of the second.
 fn open(
-    mut client: IngestionServiceClient<Channel>,
+    mut client: IngestionServiceClient<Peer>,
 ) -> (mpsc::Sender<PutSourcesRequest>, mpsc::Receiver<Result<PutSourcesResponse, Status>>) {
     let (requests, outgoing) = mpsc::channel(HANDOVER);
     let (incoming, answers) = mpsc::channel(HANDOVER);

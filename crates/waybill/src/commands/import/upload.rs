@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use uuid::Uuid;
@@ -15,6 +14,7 @@ use waybill_domain::Backoff;
 use super::read::Document;
 use super::window::{MAX_HELD_BACK, MAX_PAUSE};
 use crate::client::may_pass;
+use waybill_runtime::grpc::Peer;
 
 /// Half of what the service takes, so that two parts are on their way at any time.
 const PART_BYTES: usize = 512 * 1024;
@@ -29,7 +29,7 @@ const RETRY: Backoff = Backoff { base: Duration::from_millis(500), max: Duration
 /// # Errors
 /// What the service said last.
 pub(super) async fn run(
-    client: &mut IngestionServiceClient<Channel>,
+    client: &mut IngestionServiceClient<Peer>,
     project: &str,
     run: Uuid,
     document: Document,

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 use tonic::Status;
-use tonic::transport::Channel;
 use waybill_api::extraction::v1::extraction_service_client::ExtractionServiceClient;
 use waybill_api::extraction::v1::{Job, JobState, WatchJobRequest};
 use waybill_domain::Backoff;
 
 use super::progress::Progress;
 use crate::client::{self, Target, may_pass};
+use waybill_runtime::grpc::Peer;
 
 /// How often the stream is taken up again without a word of the job in between. With the
 /// pauses that is half a minute: what a restart of the service takes, and some more.
@@ -32,7 +32,7 @@ enum Ended {
 /// # Errors
 /// If the service stays away, or refuses; or what `see` returns.
 pub(crate) async fn follow(
-    client: &mut ExtractionServiceClient<Channel>,
+    client: &mut ExtractionServiceClient<Peer>,
     target: &Target,
     id: &str,
     progress: &mut Progress,
@@ -63,7 +63,7 @@ pub(crate) async fn follow(
 }
 
 async fn stream(
-    client: &mut ExtractionServiceClient<Channel>,
+    client: &mut ExtractionServiceClient<Peer>,
     id: &str,
     progress: &mut Progress,
     see: &mut impl FnMut(&Job) -> anyhow::Result<()>,

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use console::style;
 use tonic::Status;
-use tonic::transport::Channel;
 use waybill_api::extraction::v1::extraction_service_client::ExtractionServiceClient;
 use waybill_api::extraction::v1::{CancelJobRequest, GetJobRequest, Job, JobState, ListJobsRequest};
 
@@ -20,6 +19,7 @@ use crate::client::{self, Target};
 use crate::exit;
 use crate::out::Out;
 use crate::screen::Screen;
+use waybill_runtime::grpc::Peer;
 
 /// Time between two looks at the list: counting the requests of large jobs is work.
 const EVERY: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ pub(crate) async fn run(args: JobsArgs) -> anyhow::Result<u8> {
 }
 
 struct View {
-    client: ExtractionServiceClient<Channel>,
+    client: ExtractionServiceClient<Peer>,
     target: Target,
     project: String,
     limit: u16,

@@ -30,6 +30,9 @@ impl Banner<'_> {
         row(out, "search", &self.endpoints.embedding)?;
         row(out, "extraction", &self.endpoints.extraction)?;
         row(out, "relay", &self.endpoints.relay)?;
+        if let Some(admin) = &self.endpoints.admin {
+            row(out, "metrics", &format!("{admin}/metrics"))?;
+        }
         row(out, "data", &self.data_dir.display().to_string())?;
         row(out, "model", self.model)?;
         out.line("")?;

@@ -7,6 +7,7 @@ use tokio::time::{sleep, timeout};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use waybill_runtime::grpc::{ClientOptions, peer};
 
 /// Short against a start of half a second.
 const POLL: Duration = Duration::from_millis(20);
@@ -15,13 +16,13 @@ const POLL: Duration = Duration::from_millis(20);
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Waits until each of these servers says that it serves.
-pub(super) async fn all_serving(urls: &[&String]) -> anyhow::Result<()> {
-    try_join_all(urls.iter().map(|url| serving(url))).await?;
+pub(super) async fn all_serving(urls: &[&String], options: &ClientOptions) -> anyhow::Result<()> {
+    try_join_all(urls.iter().map(|url| serving(url, options))).await?;
     Ok(())
 }
 
-async fn serving(url: &str) -> anyhow::Result<()> {
-    let mut client = HealthClient::new(waybill_runtime::grpc::channel(url)?);
+async fn serving(url: &str, options: &ClientOptions) -> anyhow::Result<()> {
+    let mut client = HealthClient::new(peer(url, options)?);
     let until_serving = async {
         // The empty name asks about the server as a whole.
         while !client

@@ -19,7 +19,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use console::style;
 use tokio::time::Instant;
-use waybill_runtime::{Shutdown, Tasks, telemetry};
+use waybill_runtime::config::SecretUrl;
+use waybill_runtime::{Shutdown, Signals, Tasks, telemetry};
 use waybill_storage::Db;
 
 use self::banner::Banner;
@@ -29,36 +30,46 @@ use self::embedded::{Home, Stores};
 use self::external::{Home, Stores};
 use self::ports::Ports;
 use self::steps::{Done, step};
+use crate::access::{self, AuthMode, Front};
 use crate::app_config::{AppConfig, LogFormat};
 use crate::cli::UpArgs;
 use crate::endpoints::{self, Endpoints};
 use crate::out::{Out, ReaderGone};
+use crate::process::{AdminPort, Watch};
 use crate::{paths, services, text};
 
 /// Runs the command, until a signal or until a service fails.
 pub(crate) async fn run(args: UpArgs) -> anyhow::Result<()> {
     let begun = Instant::now();
     let mut config = AppConfig::load(args.source.config.as_deref())?;
+    if args.insecure_no_keys {
+        config.auth.mode = AuthMode::Open;
+    }
     let data_dir = paths::data_dir(args.data_dir.data_dir.as_deref())?;
     model::choose(&mut config, args.model_dir.as_deref(), &data_dir)?;
-    let _telemetry = telemetry::init("waybill", log_format(config.log.format))?;
+    let telemetry = telemetry::start("waybill", log_format(config.log.format), &config.telemetry)?;
+    let signals = telemetry.signals();
+    signals.components.hold(UP, "its services are being started");
     let shutdown = Shutdown::on_signals(config.shutdown.deadline()).context("watch for signals")?;
 
     let home = Home::take(&data_dir)?;
+    let admin_port = if args.free_ports { 0 } else { ADMIN_PORT };
+    let admin = AdminPort::open(&config, admin_port, &telemetry).await?;
     let ports = Ports::bind(&args).await?;
     let files = Files::of(&home, &args);
     let version = env!("CARGO_PKG_VERSION");
     eprintln!("waybill {version}, data in {}", home.path().display());
 
     let soft = shutdown.soft();
-    let running = tokio::select! {
-        running = Box::pin(Running::start(&home, config, ports, &shutdown)) => running?,
+    let mut running = tokio::select! {
+        running = Box::pin(Running::start(&home, config, ports, signals, &shutdown)) => running?,
         // Nothing was promised to anybody yet: the stores are dropped where they are.
         () = soft.cancelled() => {
             eprintln!("stopped before it was up");
             return Ok(());
         }
     };
+    running.endpoints.admin = admin.as_ref().map(AdminPort::url);
     let announced = announce(&running, &files, &args, begun);
     if announced.is_ok() {
         running.until_stopping(&shutdown).await;
@@ -77,6 +88,12 @@ fn log_format(configured: LogFormat) -> telemetry::Format {
     }
 }
 
+/// Where metrics and health are, unless the port is taken or another is configured.
+const ADMIN_PORT: u16 = 7710;
+
+/// Who holds the process not ready until all services answer.
+const UP: &str = "up";
+
 /// The files by which others find this process.
 struct Files {
     data_dir: PathBuf,
@@ -90,7 +107,8 @@ impl Files {
         Self { endpoints: endpoints::file_in(&data_dir), data_dir, ready: args.ready_file.clone() }
     }
 
-    fn write(&self, endpoints: &Endpoints) -> anyhow::Result<()> {
+    fn write(&self, endpoints: &Endpoints, database: &SecretUrl) -> anyhow::Result<()> {
+        endpoints::write_database_url(&self.data_dir, database)?;
         endpoints.write(&self.endpoints)?;
         match &self.ready {
             Some(path) => endpoints.write(path),
@@ -100,6 +118,7 @@ impl Files {
 
     fn remove(&self) {
         Endpoints::remove(&self.endpoints);
+        Endpoints::remove(&endpoints::database_file_in(&self.data_dir));
         if let Some(path) = &self.ready {
             Endpoints::remove(path);
         }
@@ -107,10 +126,12 @@ impl Files {
 }
 
 fn announce(running: &Running, files: &Files, args: &UpArgs, begun: Instant) -> anyhow::Result<()> {
-    files.write(&running.endpoints)?;
-    if !args.listen_host.is_loopback() {
-        let host = args.listen_host;
-        eprintln!("note: {host} is open to the network, and nobody is asked who they are");
+    files.write(&running.endpoints, &running.database)?;
+    let host = args.listen_host;
+    match (host.is_loopback(), running.asks_for_keys) {
+        (_, true) => eprintln!("callers need an API key: `waybill keys create` makes one"),
+        (false, false) => eprintln!("note: {host} is open to the network, and nobody is asked who they are"),
+        (true, false) => {}
     }
     let banner = Banner {
         endpoints: &running.endpoints,
@@ -136,9 +157,12 @@ fn is_default(data_dir: &Path) -> bool {
 /// Services stop in two groups, so that the relay can still embed what it has in flight.
 struct Running {
     endpoints: Endpoints,
+    database: SecretUrl,
+    asks_for_keys: bool,
     model: String,
     stores: Stores,
     db: Db,
+    signals: Signals,
     front: Group,
     back: Group,
 }
@@ -178,8 +202,13 @@ impl Group {
 }
 
 impl Running {
-    async fn start(home: &Home, mut config: AppConfig, ports: Ports, process: &Shutdown) -> anyhow::Result<Self> {
-        let endpoints = ports.endpoints()?;
+    async fn start(
+        home: &Home,
+        mut config: AppConfig,
+        ports: Ports,
+        signals: Signals,
+        process: &Shutdown,
+    ) -> anyhow::Result<Self> {
         let stores = Box::pin(Stores::start(home, &mut config)).await?;
         let db = Db::connect(&config.db("waybill-up")?).context("read database.url")?;
         step("schema", "migrating", async {
@@ -187,35 +216,64 @@ impl Running {
             Ok(Done::new((), format!("version {}", waybill_storage::SCHEMA_VERSION)))
         })
         .await?;
+        if config.auth.service_key.is_empty() {
+            // Nobody else needs to know it: all that call each other are in this process.
+            config.auth.service_key = access::random_secret()?;
+        }
+        let door = Front::open(&config.auth, &config.tls, &db, &ports.addresses()?).await;
+        let door = match door {
+            Ok(door) => door,
+            Err(error) => {
+                db.close().await;
+                stores.stop().await;
+                return Err(error);
+            }
+        };
         let (front, back) = (Group::new(process), Group::new(process));
-        let model = model::describe(&config);
-        let running = Self { endpoints, model, stores, db, front, back };
-        match running.start_services(config, ports).await {
+        let running = Self {
+            endpoints: ports.endpoints(door.is_secure())?,
+            database: config.database.url.clone(),
+            asks_for_keys: door.asks_for_keys(),
+            model: model::describe(&config),
+            stores,
+            db,
+            signals,
+            front,
+            back,
+        };
+        match running.start_services(config, ports, &door).await {
             Ok(()) => Ok(running),
             // What made a service fail is what stopping it returns.
             Err(error) => Err(running.stop().await.err().unwrap_or(error)),
         }
     }
 
-    async fn start_services(&self, config: AppConfig, ports: Ports) -> anyhow::Result<()> {
-        let Self { db, front, back, endpoints, .. } = self;
+    async fn start_services(&self, config: AppConfig, ports: Ports, door: &Front) -> anyhow::Result<()> {
+        let Self { db, front, back, endpoints, signals, .. } = self;
         let config = Arc::new(config);
+        let [ingestion_listener, embedding_listener, extraction_listener, relay_listener] =
+            [ports.ingestion, ports.embedding, ports.extraction, ports.relay].map(|port| door.listener(port));
+        Watch::new(signals, &back.shutdown).postgres(db);
         back.run("embedding", {
-            let (config, db, stop) = (Arc::clone(&config), db.clone(), back.shutdown.clone());
-            async move { services::embedding(&config, db, ports.embedding, stop).await }
+            let (config, db, signals, stop) = (Arc::clone(&config), db.clone(), signals.clone(), back.shutdown.clone());
+            async move { services::embedding(&config, db, &signals, embedding_listener, stop).await }
         });
         front.run("ingestion", {
-            let (config, db, stop) = (Arc::clone(&config), db.clone(), front.shutdown.clone());
-            async move { services::ingestion(&config, db, ports.ingestion, stop).await }
+            let (config, db, signals, stop) =
+                (Arc::clone(&config), db.clone(), signals.clone(), front.shutdown.clone());
+            async move { services::ingestion(&config, db, &signals, ingestion_listener, stop).await }
         });
-        let embedding = waybill_runtime::grpc::channel(&endpoints.embedding)?;
+        let between = access::between_services(&config.auth, &config.tls);
+        let embedding = waybill_runtime::grpc::peer(&endpoints.embedding, &between)?;
         front.run("relay", {
-            let (config, db, stop) = (Arc::clone(&config), db.clone(), front.shutdown.clone());
-            async move { services::relay(&config, db, embedding, ports.relay, stop).await }
+            let (config, db, signals, stop) =
+                (Arc::clone(&config), db.clone(), signals.clone(), front.shutdown.clone());
+            async move { services::relay(&config, db, embedding, &signals, relay_listener, stop).await }
         });
         front.run("extraction", {
-            let (config, db, stop) = (Arc::clone(&config), db.clone(), front.shutdown.clone());
-            async move { services::extraction(&config, db, ports.extraction, stop).await }
+            let (config, db, signals, stop) =
+                (Arc::clone(&config), db.clone(), signals.clone(), front.shutdown.clone());
+            async move { services::extraction(&config, db, &signals, extraction_listener, stop).await }
         });
         step("services", "loading the model", async {
             let urls = [&endpoints.ingestion, &endpoints.embedding, &endpoints.extraction, &endpoints.relay];
@@ -226,7 +284,10 @@ impl Running {
                 }
             };
             tokio::select! {
-                ready = health::all_serving(&urls) => ready.map(|()| Done::new((), "all answer")),
+                ready = health::all_serving(&urls, &between) => ready.map(|()| {
+                    signals.components.release(UP);
+                    Done::new((), "all answer")
+                }),
                 () = failed => Err(anyhow::anyhow!("a service ended by itself")),
             }
         })

@@ -33,14 +33,29 @@ impl Ports {
     }
 
     /// Returns where clients on this machine find the services.
-    pub(super) fn endpoints(&self) -> anyhow::Result<Endpoints> {
+    pub(super) fn endpoints(&self, secure: bool) -> anyhow::Result<Endpoints> {
+        let url = |listener| {
+            let url = url(listener)?;
+            anyhow::Ok(if secure { url.replacen("http://", "https://", 1) } else { url })
+        };
         Ok(Endpoints {
             pid: std::process::id(),
             ingestion: url(&self.ingestion)?,
             embedding: url(&self.embedding)?,
             extraction: url(&self.extraction)?,
             relay: url(&self.relay)?,
+            admin: None,
         })
+    }
+
+    /// Returns where they listen.
+    pub(super) fn addresses(&self) -> anyhow::Result<Vec<SocketAddr>> {
+        let listeners = [&self.ingestion, &self.embedding, &self.extraction, &self.relay];
+        listeners
+            .map(TcpListener::local_addr)
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .context("read the listeners' addresses")
     }
 }
 
