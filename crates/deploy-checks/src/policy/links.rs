@@ -122,7 +122,10 @@ pub fn endpoints_lead_to_services(manifests: &[Manifest]) -> Vec<String> {
         for container in pod.containers() {
             for (name, value) in env(container) {
                 let is_ours = name.ends_with("ENDPOINT") || name.starts_with("WAYBILL_ENDPOINTS__");
-                if !is_ours || name.contains("OTLP") {
+                // An embedding service that runs elsewhere is where the user says.
+                let is_elsewhere =
+                    name.ends_with("__EMBEDDING") && !hosts.values().any(|name| name.ends_with("-embedding"));
+                if !is_ours || is_elsewhere || name.contains("OTLP") {
                     continue;
                 }
                 let value = value.unwrap_or_default();

@@ -117,6 +117,7 @@ fn what_can_t_work_is_refused_with_words() {
     refused("tei", "tls.enabled=true", &["tls.existingSecret", "tls.certManager"]);
     refused("tls-cert-manager", "tls.certManager.issuerRef.name=null", &["issuer"]);
     refused("tei", "image.tag=latest", &["tag"]);
+    refused("tei", "embedding.enabled=false", &["config.endpoints.embedding"]);
     refused("tei", "auth.bootstrapKeyKey=", &["tests.apiKey.existingSecret"]);
     refused("tei", "config.auth.mode=open", &["WAYBILL_AUTH__MODE", "twice"]);
     let nothing =

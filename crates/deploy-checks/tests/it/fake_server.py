@@ -65,5 +65,5 @@ server.start()
 print(port, flush=True)
 # Ends with whoever started it.
 sys.stdin.read()
-assert len(REQUEST_IDS) <= 1, "each attempt had a request_id of its own"
+assert len(REQUEST_IDS) <= 1 and "" not in REQUEST_IDS, "attempts of a put have one request_id in common"
 print("calls", *(f"{name}={count}" for name, count in sorted(CALLS.items())), flush=True)

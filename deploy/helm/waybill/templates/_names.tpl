@@ -99,6 +99,14 @@ a `false` or an empty list replace anything. */}}
 {{- end -}}
 {{- end -}}
 
+{{/* "true" if `helm test` has all the services that it calls. */}}
+{{- define "waybill.hasTests" -}}
+{{- $values := .Values -}}
+{{- if and $values.tests.enabled $values.ingestion.enabled $values.embedding.enabled $values.relay.enabled -}}
+true
+{{- end -}}
+{{- end -}}
+
 {{- define "waybill.scheme" -}}
 {{- ternary "https" "http" .Values.tls.enabled -}}
 {{- end -}}

@@ -159,8 +159,12 @@ later would win without a word. */}}
 {{- end }}
 {{- end }}
 {{- if eq $component "relay" }}
+{{- if $values.embedding.enabled }}
 - name: WAYBILL_ENDPOINTS__EMBEDDING
   value: {{ include "waybill.url" (list $root "embedding") }}
+{{- else if not (dig "endpoints" "embedding" "" $values.config) }}
+{{- fail "embedding.enabled is false: name the embedding service that the relay is to ask in config.endpoints.embedding" }}
+{{- end }}
 {{- if $values.tls.enabled }}
 {{- with $values.tls.caKey }}
 - name: WAYBILL_TLS__CLIENT__CA_FILE
