@@ -349,3 +349,34 @@ fn explained_alone(lines: &[&str], parent: &str) -> bool {
     let mut inside = lines[at + 1..].iter().take_while(|line| line.len() - line.trim_start().len() > indent);
     !inside.any(|line| line.trim_start().starts_with("# -- "))
 }
+
+/// What the README shows is what somebody copies.
+#[test]
+fn the_readme_s_values_are_taken() {
+    let readme = read(&format!("{CHART}/README.md")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("values.yaml");
+    let mut count = 0;
+    for block in readme.split("```yaml\n").skip(1) {
+        let block = block.split("```").next().unwrap();
+        // Inside a list, a block is indented as a whole.
+        let indent = block.len() - block.trim_start_matches(' ').len();
+        let lines = block.lines().map(|line| line.get(indent..).unwrap_or_default());
+        std::fs::write(&file, lines.collect::<Vec<_>>().join("\n")).unwrap();
+        let more = ["--values", &file.display().to_string()];
+        let rendered = case("tei").unwrap().render(Tool::Helm4, NEWEST, &more);
+        assert!(rendered.is_ok(), "{block}{:?}", rendered.err());
+        count += 1;
+    }
+    assert!(count >= 4, "the README has {count} examples of values");
+    for (name, key) in [("waybill-database", "url"), ("waybill-redis", "url"), ("waybill-qdrant", "url")] {
+        let made = readme.split("create secret generic ").skip(1).find(|rest| rest.starts_with(name));
+        assert!(made.is_some_and(|rest| rest.contains(&format!("--from-literal={key}="))), "{name}");
+    }
+    // The names in the README are the defaults of the values.
+    let values = yaml::document(&read(&format!("{CHART}/values.yaml")).unwrap()).unwrap();
+    for section in ["database", "redis", "qdrant", "auth"] {
+        let secret = yaml::text(&values, &format!("/{section}/existingSecret"));
+        assert!(readme.contains(&format!("create secret generic {secret} ")), "the README does not make {secret}");
+    }
+}
