@@ -1,6 +1,7 @@
 //! What every part of Waybill agrees on: ids, names, states, error classes, retry
 //! schedules and the clock. No IO.
 
+mod checkup;
 mod clock;
 mod crash;
 mod error;
@@ -12,6 +13,7 @@ mod state;
 mod text;
 mod token;
 
+pub use checkup::{Checkup, Verdict};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use crash::{Crash, CrashPoint};
 pub use error::ErrorClass;

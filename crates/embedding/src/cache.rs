@@ -14,6 +14,7 @@ use waybill_domain::TextHash;
 use waybill_storage::{Db, StorageError, cache};
 
 use crate::config::CacheConfig;
+use crate::meter::CacheMeter;
 
 /// How long a lookup may take. It takes milliseconds; past this the model is as fast.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -42,6 +43,7 @@ pub(crate) struct VectorCache {
     enabled: bool,
     writer: CacheWriter,
     rest_until: Mutex<Option<Instant>>,
+    meter: CacheMeter,
 }
 
 /// Hands vectors to the task that writes them.
@@ -75,8 +77,8 @@ pub(crate) fn write_behind(db: &Db, config: &CacheConfig) -> (CacheWriter, Write
 }
 
 impl VectorCache {
-    pub(crate) fn new(db: Db, config: &CacheConfig, writer: CacheWriter) -> Self {
-        Self { db, enabled: config.enabled, writer, rest_until: Mutex::new(None) }
+    pub(crate) fn new(db: Db, config: &CacheConfig, writer: CacheWriter, meter: CacheMeter) -> Self {
+        Self { db, enabled: config.enabled, writer, rest_until: Mutex::new(None), meter }
     }
 
     /// Looks vectors of `dimensions` numbers up, as many answers as hashes and in their order.
@@ -95,6 +97,8 @@ impl VectorCache {
             Err(_) => return self.rest(hashes.len(), &StorageError::Timeout(LOOKUP_TIMEOUT)),
         };
         let length = dimensions * size_of::<f32>();
+        let hits = found.iter().flatten().count();
+        self.meter.looked_up(model, hits, found.len() - hits);
         found
             .into_iter()
             .zip(hashes)

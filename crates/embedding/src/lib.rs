@@ -11,6 +11,7 @@ mod embed;
 mod freshness;
 mod grpc;
 mod limits;
+mod meter;
 mod registry;
 mod search;
 mod vector;
@@ -33,6 +34,7 @@ pub use config::{BatchingConfig, CacheConfig, Config};
 use self::cache::VectorCache;
 use self::embed::Embedder;
 use self::grpc::{EmbeddingGrpc, SearchGrpc};
+use self::meter::{CacheMeter, SearchMeter};
 use self::registry::Registry;
 use self::search::Searcher;
 
@@ -60,9 +62,11 @@ pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shut
     config.validate()?;
     let Deps { db, vectors, signals } = deps;
     let (writer, write_behind) = cache::write_behind(&db, &config.cache);
-    let registry = Arc::new(Registry::build(&config, &writer, &shutdown).await?);
-    let embedder = Arc::new(Embedder::new(VectorCache::new(db.clone(), &config.cache, writer)));
-    let searcher = Searcher::new(db.clone(), vectors, Arc::clone(&registry), Arc::clone(&embedder), &config);
+    let registry = Arc::new(Registry::build(&config, &writer, &signals, &shutdown).await?);
+    let cache = VectorCache::new(db.clone(), &config.cache, writer, CacheMeter::new(&signals.meter));
+    let embedder = Arc::new(Embedder::new(cache));
+    let searcher = Searcher::new(db.clone(), vectors, Arc::clone(&registry), Arc::clone(&embedder), &config)
+        .measured(SearchMeter::new(&signals.meter));
 
     // Ends the background tasks after the last call, whose vectors they write.
     let calls_done = CancellationToken::new();

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use tokio::time::sleep;
 use waybill_domain::Backoff;
 use waybill_models::{EmbeddingProvider, ModelInfo, ProviderConfig};
-use waybill_runtime::Shutdown;
+use waybill_runtime::{Shutdown, Signals};
 use waybill_vectors::CollectionSpec;
 
 use crate::batcher::Batcher;
 use crate::cache::CacheWriter;
 use crate::config::Config;
+use crate::meter::ModelMeter;
 
 /// Between two attempts to reach a model's server at the start.
 const START_BACKOFF: Backoff =
@@ -38,7 +39,12 @@ impl Registry {
     ///
     /// # Errors
     /// If a model can't be used as configured, or two have the same name.
-    pub(crate) async fn build(config: &Config, writer: &CacheWriter, shutdown: &Shutdown) -> anyhow::Result<Self> {
+    pub(crate) async fn build(
+        config: &Config,
+        writer: &CacheWriter,
+        signals: &Signals,
+        shutdown: &Shutdown,
+    ) -> anyhow::Result<Self> {
         let mut models: Vec<Arc<Model>> = Vec::new();
         for (number, provider_config) in std::iter::once(&config.model).chain(&config.more_models).enumerate() {
             let provider = ready(provider_config, shutdown).await?;
@@ -55,6 +61,7 @@ impl Registry {
                 provider,
                 config.batching.options(provider_config.kind, info.max_tokens),
                 Box::new(move |hash, vector| writer.store(&key, hash, vector)),
+                Some((ModelMeter::new(&signals.meter, &info.name), signals.components.clone())),
             );
             let collection = CollectionSpec::for_model(&info.name, info.dimensions);
             models.push(Arc::new(Model { info, cache_key, collection, batcher }));

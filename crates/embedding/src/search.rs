@@ -18,6 +18,7 @@ use crate::batcher::EmbedError;
 use crate::config::Config;
 use crate::embed::Embedder;
 use crate::freshness::Freshness;
+use crate::meter::SearchMeter;
 use crate::registry::{Model, Registry};
 
 /// A search with tokens is tried so often while the collection is made anew.
@@ -102,6 +103,7 @@ pub(crate) struct Searcher {
     freshness: Freshness,
     /// Where the alias pointed when it was last asked.
     target: Mutex<Option<(Instant, Target)>>,
+    meter: Option<SearchMeter>,
 }
 
 /// The live collection and the model that made it.
@@ -120,7 +122,22 @@ impl Searcher {
         config: &Config,
     ) -> Self {
         let freshness = Freshness::new(db.clone(), config);
-        Self { db, vectors, registry, embedder, alias: config.alias.clone(), freshness, target: Mutex::new(None) }
+        Self {
+            db,
+            vectors,
+            registry,
+            embedder,
+            alias: config.alias.clone(),
+            freshness,
+            target: Mutex::new(None),
+            meter: None,
+        }
+    }
+
+    /// Has it counted which points were passed over.
+    pub(crate) fn measured(mut self, meter: SearchMeter) -> Self {
+        self.meter = Some(meter);
+        self
     }
 
     /// Finds what answers the query. Without a collection nothing was delivered yet, so
@@ -212,6 +229,9 @@ impl Searcher {
             if found.hits.len() >= wanted || offered < limit {
                 break;
             }
+        }
+        if let Some(meter) = &self.meter {
+            meter.stale(found.stale);
         }
         found.model.clone_from(&target.model.info.name);
         Ok(found)

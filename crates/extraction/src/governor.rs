@@ -88,6 +88,15 @@ impl Governor {
         }
     }
 
+    /// Says what the breaker does: 0 lets calls through, 1 one of them, 2 none.
+    pub(crate) fn breaker_level(&self) -> u64 {
+        match self.lock().breaker.state() {
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open => 2,
+        }
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }

@@ -6,6 +6,7 @@ mod config;
 mod governor;
 mod grpc;
 mod provider;
+mod signals;
 mod sweep;
 mod worker;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use config::{Config, ProviderName};
 use crate::{
     governor::Governor,
     grpc::{ForeignWorkers, Grpc},
+    signals::{LlmMeter, Monitor},
     worker::Worker,
 };
 
@@ -55,12 +57,15 @@ pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shut
     let bell = Bell::start(&deps.db);
 
     let tasks = shutdown.tasks();
+    let meter = LlmMeter::new(&deps.signals.meter, provider.llm.name());
+    let monitor = Monitor::new(&deps, Arc::clone(&governor), provider.llm.name());
+    tasks.spawn("metrics", monitor.run(shutdown.soft()));
     tasks.spawn(
         "find what redis lost",
-        sweep::run(deps.db.clone(), deps.queue.clone(), config.clone(), bell.clone(), shutdown.soft()),
+        sweep::run(deps.db.clone(), deps.queue.clone(), config.clone(), bell.clone(), meter.clone(), shutdown.soft()),
     );
     let foreign = ForeignWorkers::new(config.clone(), deps.clone(), provider.clone(), bell.clone());
-    let worker = Worker::new(config.clone(), deps.clone(), provider, Arc::clone(&governor), bell.clone());
+    let worker = Worker::new(config.clone(), deps.clone(), provider, Arc::clone(&governor), bell.clone(), meter);
     let (provider, model) = (worker.provider_name(), worker.model());
     if config.worker_enabled {
         tasks.spawn("worker", worker.run(shutdown.clone()));

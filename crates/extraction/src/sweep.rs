@@ -10,7 +10,7 @@ use waybill_storage::{
     requests::{self, QueuedRequest},
 };
 
-use crate::config::Config;
+use crate::{config::Config, signals::LlmMeter};
 
 /// Requests asked for at a time.
 const PAGE: i64 = 1_000;
@@ -20,6 +20,7 @@ pub(crate) async fn run(
     queue: LlmQueue,
     config: Config,
     bell: Bell,
+    meter: LlmMeter,
     stopping: CancellationToken,
 ) -> anyhow::Result<()> {
     let every = Duration::from_millis(config.sweep_every_ms);
@@ -28,6 +29,7 @@ pub(crate) async fn run(
             None => break,
             Some(Ok(0)) => {}
             Some(Ok(lost)) => {
+                meter.orphaned(lost);
                 tracing::warn!(lost, "redis has lost requests, they are sent again");
                 bell.ring();
             }

@@ -33,6 +33,7 @@ use crate::{
     config::Config,
     governor::{Governor, Turn},
     provider::Provider,
+    signals::{LlmMeter, call_span},
 };
 
 /// Of so many looks into the queue, one begins with the lowest priority.
@@ -66,6 +67,7 @@ struct Work {
     provider: Provider,
     governor: Arc<Governor>,
     bell: Bell,
+    meter: LlmMeter,
 }
 
 /// What is handled: a request, and the trace of the transaction that made it.
@@ -84,8 +86,15 @@ enum Ended {
 }
 
 impl Worker {
-    pub(crate) fn new(config: Config, deps: Deps, provider: Provider, governor: Arc<Governor>, bell: Bell) -> Self {
-        let work = Work { config: config.clone(), db: deps.db, queue: deps.queue, provider, governor, bell };
+    pub(crate) fn new(
+        config: Config,
+        deps: Deps,
+        provider: Provider,
+        governor: Arc<Governor>,
+        bell: Bell,
+        meter: LlmMeter,
+    ) -> Self {
+        let work = Work { config: config.clone(), db: deps.db, queue: deps.queue, provider, governor, bell, meter };
         Self { config, name: format!("worker-{}", Uuid::now_v7()), work: Arc::new(work), held: Held::default() }
     }
 
@@ -193,8 +202,10 @@ impl Worker {
             }
         }
         let (work, held, soft) = (Arc::clone(&self.work), Arc::clone(&self.held), soft.clone());
-        let span = tracing::info_span!("llm_request", llm_request = %id);
-        let trace_id = claimed.message.headers.as_deref().and_then(|headers| trace::resume(&span, headers));
+        let span = tracing::info_span!(parent: None, "llm_request", otel.kind = "consumer", llm_request = %id);
+        let headers = claimed.message.headers.as_deref();
+        trace::link(&span, headers);
+        let trace_id = headers.and_then(trace::trace_id);
         running.spawn(async move {
             // What is left alone stays with what is held, and is handed back at the end.
             let passage = Passage { id, trace_id };
@@ -302,15 +313,22 @@ impl Work {
             if !self.take_turn(&task, soft).await {
                 return Ended::LeftAlone;
             }
+            self.meter.waited(&claimed.stream_id);
             let begun = Instant::now();
             let call = CallGuard(&self.governor, false);
+            let span = call_span(&*self.provider.llm, model);
+            let answer = self.provider.llm.extract(&task).instrument(span.clone());
             // A panic over one passage must not end the worker, nor go around for ever.
-            let Ok(result) = AssertUnwindSafe(self.provider.llm.extract(&task)).catch_unwind().await else {
+            let Ok(result) = AssertUnwindSafe(answer).catch_unwind().await else {
                 tracing::error!(request = %id, "the provider panicked");
                 let failure = self.failure(passage, model, "the provider panicked".to_owned());
                 return self.give_up(id, &failure, soft).await;
             };
             call.ended(begun.elapsed(), &result);
+            self.meter.called(begun.elapsed(), &result, &self.provider);
+            if result.is_err() {
+                span.record("otel.status_code", "ERROR");
+            }
             match result {
                 Ok(answer) => return self.store(passage, &answer, soft).await,
                 Err(error) => {
@@ -401,10 +419,12 @@ impl Work {
         let id = passage.id;
         let outcome = outcome_of(answer, spent(&self.provider, answer.usage));
         let headers = trace::headers_as_json();
+        let begun = Instant::now();
         let mut waits = 0;
         loop {
             match extractions::complete(&self.db, id, &outcome, headers.as_deref()).await {
                 Ok(stored) => {
+                    self.meter.stored(begun.elapsed());
                     if stored {
                         self.governor.done.fetch_add(1, Ordering::Relaxed);
                         self.bell.ring();

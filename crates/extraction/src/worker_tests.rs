@@ -17,7 +17,7 @@ use waybill_storage::{
 };
 use waybill_testkit::{TestDb, TestRedis, eventually, psql};
 
-use crate::{Config, Deps, governor::Governor, provider::Provider, worker::Worker};
+use crate::{Config, Deps, governor::Governor, provider::Provider, signals::LlmMeter, worker::Worker};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -84,7 +84,8 @@ impl World {
         let deps = Deps { db: db.clone(), queue: queue.clone(), signals: waybill_runtime::Signals::default() };
         let shutdown = Shutdown::manual(PATIENCE);
         let provider = Provider::of(Obedient, prices);
-        let worker = Worker::new(config, deps, provider, Arc::clone(&governor), Bell::start(&db));
+        let meter = LlmMeter::new(&deps.signals.meter, "test");
+        let worker = Worker::new(config, deps, provider, Arc::clone(&governor), Bell::start(&db), meter);
         let worker = tokio::spawn(worker.run(shutdown.clone()));
         Self { database, db, queue, project, governor, shutdown, worker }
     }

@@ -84,6 +84,15 @@ impl Backlog {
         }
     }
 
+    /// Returns the rows as they were measured last.
+    pub(crate) fn rows(&self) -> u64 {
+        self.rows.load(Ordering::Relaxed)
+    }
+
+    pub(crate) const fn hard_limit(&self) -> u64 {
+        self.hard_limit
+    }
+
     /// Returns the rows, and how long a producer should wait before its next put, if at all.
     pub(crate) fn hint(&self) -> (u64, Option<Duration>) {
         self.asked.notify_one();

@@ -10,6 +10,7 @@ mod convert;
 mod errors;
 mod grpc;
 mod limits;
+mod meter;
 mod pages;
 mod service;
 mod stream;
@@ -31,7 +32,7 @@ use waybill_storage::Db;
 
 pub use config::{ChunkingConfig, Config};
 
-use crate::{backlog::Backlog, chunk::Chunker, grpc::Grpc, limits::Limits, service::Ingestion};
+use crate::{backlog::Backlog, chunk::Chunker, grpc::Grpc, limits::Limits, meter::PutMeter, service::Ingestion};
 
 /// What a message may have beyond its body: uri, title, metadata and their tags.
 const MESSAGE_OVERHEAD_BYTES: usize = 64 * 1_024;
@@ -64,12 +65,13 @@ pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shut
     .await
     .context("load the tokenizer")?
     .context("ingestion.chunking.tokenizer")?;
-    let ingestion = Ingestion::new(deps.db, chunker);
+    let ingestion = Ingestion::new(deps.db, chunker).measured(PutMeter::new(&deps.signals.meter));
 
     let tasks = shutdown.tasks();
     tasks.spawn("purge put requests", purge(ingestion.clone(), shutdown.soft()));
     tasks.spawn("sweep provisional sources", sweep::run(ingestion.clone(), shutdown.soft()));
     let backlog = Backlog::new(ingestion.db().clone(), &config);
+    meter::observe_backlog(&deps.signals.meter, &backlog);
     // So that a hard limit holds from the first put on.
     let _ = tokio::time::timeout(FIRST_MEASUREMENT, backlog.measure()).await;
     tasks.spawn("measure the backlog", backlog.clone().run(shutdown.soft()));

@@ -12,6 +12,7 @@ use waybill_storage::{
 
 use crate::{
     chunk::{Chunker, Cut, TooManyChunks},
+    meter::PutMeter,
     validate::Put,
 };
 
@@ -49,6 +50,7 @@ pub(crate) struct Ingestion {
     /// Bodies that are cut at once: it is work for a core each.
     cutting: Arc<Semaphore>,
     token_key: Arc<OnceCell<Vec<u8>>>,
+    meter: PutMeter,
 }
 
 /// Puts that were looked up and cut, and wait to be stored.
@@ -67,7 +69,14 @@ impl Ingestion {
             chunker: Arc::new(chunker),
             cutting: Arc::new(Semaphore::new(cores)),
             token_key: Arc::default(),
+            meter: PutMeter::none(),
         }
+    }
+
+    /// Has it counted what puts change.
+    pub(crate) fn measured(mut self, meter: PutMeter) -> Self {
+        self.meter = meter;
+        self
     }
 
     pub(crate) fn db(&self) -> &Db {
@@ -148,7 +157,11 @@ impl Ingestion {
     pub(crate) async fn store(&self, prepared: Prepared, headers: Option<&str>) -> Vec<Answer> {
         let Prepared { answers, sources } = prepared;
         if sources.is_empty() {
-            return answers.into_iter().flatten().collect();
+            let answers: Vec<Answer> = answers.into_iter().flatten().collect();
+            for result in answers.iter().flatten() {
+                self.meter.put(result);
+            }
+            return answers;
         }
         let stored = sources::put_group(&self.db, &sources, headers).await;
         self.bell.ring();
@@ -159,7 +172,11 @@ impl Ingestion {
                 Box::new(std::iter::repeat_with(move || Err(Refusal::Storage(Arc::clone(&error)))))
             }
         };
-        answers.into_iter().filter_map(|answer| answer.or_else(|| stored.next())).collect()
+        let answers: Vec<Answer> = answers.into_iter().filter_map(|answer| answer.or_else(|| stored.next())).collect();
+        for result in answers.iter().flatten() {
+            self.meter.put(result);
+        }
+        answers
     }
 
     async fn cut(&self, put: Put) -> Result<NewSource, Refusal> {

@@ -1,13 +1,17 @@
-use std::{sync::Once, time::Duration};
+use std::{
+    sync::{Once, OnceLock},
+    time::Duration,
+};
 
 use deadpool_redis::{
     Connection, Manager, Pool, Runtime, Timeouts,
     redis::{AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation},
 };
+use opentelemetry::metrics::Meter;
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, error::Elapsed, timeout_at};
 
-use crate::{QueueConfig, QueueError, Result};
+use crate::{QueueConfig, QueueError, Result, meter::PoolMeter};
 
 /// The connections of one queue.
 pub(crate) struct Connections {
@@ -15,6 +19,7 @@ pub(crate) struct Connections {
     /// For claims that wait. They hold a connection for as long as there is no work.
     blocking: Pool,
     timeout: Duration,
+    meter: OnceLock<PoolMeter>,
 }
 
 impl Connections {
@@ -25,17 +30,34 @@ impl Connections {
         }
         let ordinary = pool(url, config)?;
         let blocking = pool(url, config)?;
-        Ok(Self { ordinary, blocking, timeout: config.timeout })
+        Ok(Self { ordinary, blocking, timeout: config.timeout, meter: OnceLock::new() })
     }
 
     /// Opens a session for a call that is answered at once.
     pub(crate) async fn session(&self) -> Result<Session> {
-        Session::open(&self.ordinary, self.timeout, self.timeout / 2).await
+        self.open(&self.ordinary, self.timeout, self.timeout / 2).await
     }
 
     /// Opens a session for a call that may wait for as long as `block`.
     pub(crate) async fn blocking_session(&self, block: Duration) -> Result<Session> {
-        Session::open(&self.blocking, block + self.timeout, block + self.timeout / 2).await
+        self.open(&self.blocking, block + self.timeout, block + self.timeout / 2).await
+    }
+
+    pub(crate) fn measure(&self, meter: &Meter) {
+        let _ = self.meter.set(PoolMeter::new(meter, [self.ordinary.clone(), self.blocking.clone()]));
+    }
+
+    async fn open(&self, pool: &Pool, limit: Duration, wait: Duration) -> Result<Session> {
+        let Some(meter) = self.meter.get() else {
+            return Session::open(pool, limit, wait).await;
+        };
+        let asked = Instant::now();
+        let opened = Session::open(pool, limit, wait).await;
+        meter.wait.record(asked.elapsed().as_secs_f64(), &[]);
+        if matches!(opened, Err(QueueError::Busy(_))) {
+            meter.timeouts.add(1, &[]);
+        }
+        opened
     }
 }
 

@@ -18,9 +18,11 @@
 
 mod config;
 mod connection;
+mod doctor;
 mod error;
 mod lease;
 mod message;
+mod meter;
 mod queue;
 mod reply;
 mod scripts;

@@ -1,5 +1,6 @@
 use std::{fmt, sync::Arc, time::Duration};
 
+use opentelemetry::metrics::Meter;
 use uuid::Uuid;
 
 use crate::{
@@ -24,7 +25,7 @@ pub struct LlmQueue {
 pub(crate) struct Shared {
     pub(crate) connections: Connections,
     pub(crate) scripts: Scripts,
-    prefix: String,
+    pub(crate) prefix: String,
     stream_max: u64,
     dedup_ttl_ms: u64,
 }
@@ -69,6 +70,17 @@ impl LlmQueue {
                 dedup_ttl_ms,
             }),
         })
+    }
+
+    /// Has the use of connections measured from now on, by clones too.
+    pub fn measure(&self, meter: &Meter) {
+        self.shared.connections.measure(meter);
+    }
+
+    /// Returns the most messages that a stream holds.
+    #[must_use]
+    pub fn stream_max(&self) -> u64 {
+        self.shared.stream_max
     }
 
     /// Sends messages, each unless its request was sent before, and says in the same order

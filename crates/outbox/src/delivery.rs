@@ -6,6 +6,7 @@ use std::{
 };
 
 use tokio::time::{Instant, timeout};
+use tracing::Span;
 use waybill_domain::{CrashPoint, ErrorClass};
 use waybill_storage::{
     lease::LaneLease,
@@ -41,6 +42,8 @@ pub(crate) struct Delivered {
     pub(crate) batch: Batch,
     pub(crate) outcome: Outcome,
     pub(crate) began: Instant,
+    /// What was done for it stands under this, in traces.
+    pub(crate) span: Span,
 }
 
 #[derive(Debug)]
@@ -104,7 +107,7 @@ pub(crate) async fn deliver(
             }
         },
     };
-    Delivered { batch, outcome, began }
+    Delivered { batch, outcome, began, span: Span::current() }
 }
 
 /// Asks the sink whether it works.

@@ -8,6 +8,7 @@ mod config;
 pub mod core;
 mod delivery;
 mod engine;
+mod meter;
 mod reading;
 mod sink;
 mod stats;

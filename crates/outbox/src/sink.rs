@@ -6,6 +6,7 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::time::Instant;
+use tracing::Span;
 use waybill_domain::{ErrorClass, Lane, SinkName};
 use waybill_storage::{lease::LaneLease, settle::Confirmed};
 
@@ -26,6 +27,13 @@ pub trait Sink: Send + Sync + 'static {
     /// # Errors
     /// If not every key was confirmed. Those that were are delivered again: harmless.
     async fn deliver(&self, keys: &[Key], permit: &Permit) -> Result<Vec<Confirmed>, DeliveryError>;
+
+    /// Returns the span of a delivery of `keys`. `origins` are the headers of the transactions
+    /// that it carries on.
+    fn span(&self, keys: &[Key], origins: &[Arc<str>]) -> Span {
+        let (_, _) = (keys, origins);
+        Span::none()
+    }
 
     /// Finds out whether the store, and whatever else a delivery needs, works at all. Asked
     /// after a failure: if it works, the keys are at fault.

@@ -15,6 +15,9 @@ pub struct Config {
     /// How long one call to the embedding service may take. A batch shrinks when it takes
     /// long, so this bounds a service that hangs, not one that is slow.
     pub embed_timeout_ms: u64,
+    /// How long nothing may be confirmed while there is work, the store is well and nobody has
+    /// paused it, before the relay is said not to be ready.
+    pub stalled_after_s: u64,
     /// Reading, leases and delivery.
     pub engine: EngineConfig,
     /// Comparing the stores with Postgres.
@@ -65,6 +68,8 @@ impl Default for Config {
             alias: waybill_vectors::DEFAULT_ALIAS.to_owned(),
             model: String::new(),
             embed_timeout_ms: 120_000,
+            // A delivery takes seconds, and its retries some more.
+            stalled_after_s: 60,
             engine: EngineConfig::default(),
             verify: VerifyConfig::default(),
             scrub: ScrubConfig::default(),
@@ -83,6 +88,9 @@ impl Config {
         }
         if self.embed_timeout_ms < 100 {
             return Err(format!("embed_timeout_ms is {}: set it to 100 or more", self.embed_timeout_ms));
+        }
+        if self.stalled_after_s == 0 {
+            return Err("stalled_after_s is 0: set it to 1 or more".to_owned());
         }
         // An entry can carry 16 KiB of metadata, and an answer of Qdrant's may have 64 MiB.
         if !(1..=2_000).contains(&self.verify.page_keys_max) {

@@ -8,12 +8,13 @@ mod grpc;
 mod grpc_verify;
 mod llm_sink;
 mod qdrant_sink;
+mod signals;
 mod target;
 mod verify;
 
 pub use config::{Config, ScrubConfig, VerifyConfig};
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tonic::service::Routes;
 use waybill_api::{FILE_DESCRIPTOR_SET, relay::v1::relay_service_server::RelayServiceServer};
@@ -34,6 +35,7 @@ use crate::{
     grpc_verify::VerifyGrpc,
     llm_sink::LlmSink,
     qdrant_sink::QdrantSink,
+    signals::Monitor,
     verify::{Verifier, scrub::Scrubber},
 };
 
@@ -74,15 +76,22 @@ pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shut
     };
     // An engine each: what holds one store up is nothing to the other.
     let engines = [
-        Engine::new(deps.db.clone(), qdrant, config.engine.clone(), owner),
-        Engine::new(deps.db.clone(), Arc::new(llm), config.engine.clone(), owner),
+        Engine::new(deps.db.clone(), qdrant, config.engine.clone(), owner).measured(&deps.signals.meter),
+        Engine::new(deps.db.clone(), Arc::new(llm), config.engine.clone(), owner).measured(&deps.signals.meter),
     ];
-    let stats = engines.iter().map(|engine| (engine.sink(), engine.stats())).collect();
+    let stats: Vec<_> = engines.iter().map(|engine| (engine.sink(), engine.stats())).collect();
+    let stalled_after = Duration::from_secs(config.stalled_after_s);
+    let monitor = Monitor::new(deps.db.clone(), deps.signals.clone(), stats.clone(), stalled_after);
     let verify = VerifyGrpc::new(verifier.clone(), shutdown.soft());
     let service = RelayGrpc::new(deps.db.clone(), deps.queue, owner, stats, verify, shutdown.soft());
 
     let tasks = shutdown.tasks();
     let scrubber = Scrubber { verifier, config: config.scrub.clone(), owner };
+    let stopping = shutdown.soft();
+    tasks.spawn("metrics", async {
+        monitor.run(stopping).await;
+        Ok(())
+    });
     let stopping = shutdown.soft();
     tasks.spawn("bulk keeper", async {
         keeper.run(stopping).await;

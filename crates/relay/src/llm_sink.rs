@@ -1,9 +1,13 @@
 //! The sink that keeps a message in Redis for each request that waits for a language model.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use tokio::time::timeout;
+use tracing::Span;
 use uuid::Uuid;
 use waybill_domain::{ErrorClass, Kind, SinkName};
 use waybill_llm_queue::{LlmQueue, Message, Priority, QueueError, Sent};
@@ -13,6 +17,8 @@ use waybill_storage::{
     requests::{self, PendingRequest},
     settle::Confirmed,
 };
+
+use crate::signals::delivery_span;
 
 /// How long a full stream is left alone: workers take some messages a second at best.
 const FULL_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
@@ -76,6 +82,10 @@ impl LlmSink {
 impl Sink for LlmSink {
     fn name(&self) -> SinkName {
         SinkName::Llm
+    }
+
+    fn span(&self, keys: &[Key], origins: &[Arc<str>]) -> Span {
+        delivery_span(SinkName::Llm, keys, origins)
     }
 
     async fn deliver(&self, keys: &[Key], permit: &Permit) -> Result<Vec<Confirmed>, DeliveryError> {

@@ -1,9 +1,10 @@
 //! The sink that keeps the vector store equal to Postgres.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use async_trait::async_trait;
 use serde_json::Value;
+use tracing::Span;
 use uuid::Uuid;
 use waybill_domain::{CrashPoint, Kind, ProjectId, SinkName};
 use waybill_outbox::{DeliveryError, Key, Permit, Sink};
@@ -16,6 +17,7 @@ use waybill_vectors::{PointWrite, Vectors};
 
 use crate::{
     embedder::{Embedder, Model, Models},
+    signals::delivery_span,
     target::{Target, Targets, database},
 };
 
@@ -114,6 +116,10 @@ impl QdrantSink {
 impl Sink for QdrantSink {
     fn name(&self) -> SinkName {
         SinkName::Qdrant
+    }
+
+    fn span(&self, keys: &[Key], origins: &[Arc<str>]) -> Span {
+        delivery_span(SinkName::Qdrant, keys, origins)
     }
 
     async fn deliver(&self, keys: &[Key], permit: &Permit) -> Result<Vec<Confirmed>, DeliveryError> {

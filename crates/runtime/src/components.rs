@@ -26,7 +26,8 @@ pub struct Components(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    components: BTreeMap<&'static str, Component>,
+    /// By name, and by which of that name: a process may ask two providers.
+    components: BTreeMap<(&'static str, String), Component>,
     /// Why the process is not ready, by who says so.
     holds: BTreeMap<&'static str, String>,
 }
@@ -75,15 +76,21 @@ impl Components {
 
     /// Says how a component is: what is known of it, or why it is down. Changes are logged.
     pub fn set(&self, name: &'static str, state: Result<String, String>) {
+        self.set_one(name, "", state);
+    }
+
+    /// Says how one of several components of a name is.
+    pub fn set_one(&self, name: &'static str, which: &str, state: Result<String, String>) {
         let (up, detail) = match state {
             Ok(detail) => (true, detail),
             Err(why) => (false, why),
         };
         let mut inner = self.lock();
-        let before = inner.components.get(name);
+        let key = (name, which.to_owned());
+        let before = inner.components.get(&key);
         let (was_up, since) = (before.map(|before| before.up), before.map(|before| before.since_unix_s));
         let since_unix_s = since.filter(|_| was_up == Some(up)).unwrap_or_else(now_unix_s);
-        inner.components.insert(name, Component { name, up, detail: detail.clone(), since_unix_s });
+        inner.components.insert(key, Component { name, up, detail: detail.clone(), since_unix_s });
         drop(inner);
         match (was_up, up) {
             (Some(true) | None, false) => {
@@ -154,8 +161,12 @@ impl Components {
         gauge
             .with_description("1 if a component that this process needs is well, 0 if it is down")
             .with_callback(move |gauge| {
+                let mut up = BTreeMap::new();
                 for component in components.lock().components.values() {
-                    gauge.observe(component.up.into(), &[KeyValue::new("component", component.name)]);
+                    *up.entry(component.name).or_insert(true) &= component.up;
+                }
+                for (name, up) in up {
+                    gauge.observe(up.into(), &[KeyValue::new("component", name)]);
                 }
             })
             .build();
@@ -198,7 +209,7 @@ mod tests {
     fn since_is_when_it_changed() {
         let components = Components::default();
         components.set("redis", Err("one".to_owned()));
-        components.lock().components.get_mut("redis").unwrap().since_unix_s = 7;
+        components.lock().components.values_mut().next().unwrap().since_unix_s = 7;
         components.set("redis", Err("two".to_owned()));
         let component = components.report().components.remove(0);
         assert_eq!((component.since_unix_s, component.detail.as_str()), (7, "two"));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::Context;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
-use opentelemetry::trace::TraceContextExt;
+use opentelemetry::trace::{SpanContext, TraceContextExt};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tonic::metadata::{MetadataKey, MetadataMap};
 use tonic::service::Interceptor;
@@ -54,6 +54,21 @@ impl RequestId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Names several calls as one, as far as there is room: their ids with `:` between.
+    fn of_many(ids: &[Self]) -> Option<Self> {
+        let mut text = String::new();
+        for id in ids {
+            if text.len() + 1 + id.0.len() > MAX_REQUEST_ID_BYTES {
+                break;
+            }
+            if !text.is_empty() {
+                text.push(':');
+            }
+            text.push_str(&id.0);
+        }
+        (!text.is_empty()).then(|| Self(text.into()))
     }
 
     pub(crate) fn of(headers: &HeaderMap) -> Self {
@@ -109,21 +124,42 @@ pub fn headers_as_json() -> Option<String> {
     })
 }
 
-/// Makes `span` a child of the trace, and of the request, that an outbox row's `headers` carry:
-/// what [`headers_as_json`] returned where the row was written. Returns the trace's id, 32 hex
-/// digits; `None` if the headers hold none. What is no such object counts as none.
-pub fn resume(span: &Span, headers: &str) -> Option<String> {
-    let pairs: HashMap<String, String> = serde_json::from_str(headers).ok()?;
+/// Returns the context that an outbox row's `headers` carry, and the request id; what is no such
+/// object holds neither.
+fn read(headers: &str) -> (SpanContext, Option<RequestId>) {
+    let Ok(pairs) = serde_json::from_str::<HashMap<String, String>>(headers) else {
+        return (SpanContext::empty_context(), None);
+    };
     // Not the global one: what an outbox row carries is W3C whoever has started telemetry here.
     let remote = TraceContextPropagator::new().extract_with_context(&Context::new(), &pairs);
-    let trace = remote.span().span_context().clone();
-    let id = pairs.get(REQUEST_ID.as_str()).and_then(|id| RequestId::parse(id));
-    let remote = match id {
-        Some(id) => remote.with_value(id),
-        None => remote,
-    };
-    let _ = span.set_parent(remote);
-    trace.is_valid().then(|| trace.trace_id().to_string())
+    let span = remote.span().span_context().clone();
+    (span, pairs.get(REQUEST_ID.as_str()).and_then(|id| RequestId::parse(id)))
+}
+
+/// Links `span` to the traces that outbox rows' `headers` carry: what [`headers_as_json`] returned
+/// where the rows were written. The span begins a trace of its own, as it may carry on many, and
+/// its lines name their requests.
+pub fn link<'a>(span: &Span, headers: impl IntoIterator<Item = &'a str>) {
+    let mut ids: Vec<RequestId> = Vec::new();
+    for headers in headers {
+        let (origin, id) = read(headers);
+        if origin.is_valid() {
+            span.add_link(origin);
+        }
+        if let Some(id) = id.filter(|id| !ids.contains(id)) {
+            ids.push(id);
+        }
+    }
+    if let Some(id) = RequestId::of_many(&ids) {
+        let _ = span.set_parent(Context::new().with_value(id));
+    }
+}
+
+/// Returns the id of the trace that an outbox row's `headers` carry, 32 hex digits.
+#[must_use]
+pub fn trace_id(headers: &str) -> Option<String> {
+    let (span, _) = read(headers);
+    span.is_valid().then(|| span.trace_id().to_string())
 }
 
 /// Sends the current span's trace context and request id with each call of a client:
@@ -172,13 +208,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trace_is_resumed_from_what_an_outbox_row_carries() {
+    fn a_trace_is_read_from_what_an_outbox_row_carries() {
         let headers =
             r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "x-request-id": "r1"}"#;
-        let trace = resume(&Span::none(), headers);
-        assert_eq!(trace.as_deref(), Some("0af7651916cd43dd8448eb211c80319c"));
+        assert_eq!(trace_id(headers).as_deref(), Some("0af7651916cd43dd8448eb211c80319c"));
+        assert_eq!(read(headers).1, RequestId::parse("r1"));
         for none in ["", "{}", "[]", r#"{"traceparent": "x"}"#, r#"{"traceparent": 7}"#] {
-            assert_eq!(resume(&Span::none(), none), None, "{none}");
+            assert_eq!(trace_id(none), None, "{none}");
         }
+    }
+
+    #[test]
+    fn several_requests_are_named_as_far_as_there_is_room() {
+        let ids: Vec<RequestId> = (0..9).map(|_| RequestId::generate()).collect();
+        let named = RequestId::of_many(&ids).unwrap();
+        assert_eq!(RequestId::parse(named.as_str()).as_ref(), Some(&named), "it travels as others do");
+        assert_eq!(named.as_str(), format!("{}:{}:{}", ids[0], ids[1], ids[2]));
+        assert_eq!(RequestId::of_many(&ids[..1]).as_ref(), Some(&ids[0]));
+        assert_eq!(RequestId::of_many(&[]), None);
     }
 }

@@ -1,17 +1,17 @@
 use std::time::Duration;
 
+use opentelemetry::metrics::Meter;
 use sqlx::{
-    PgPool,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use crate::{Result, StorageError};
+use crate::{Result, StorageError, pool::Pool};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 
 /// The newest migration this program knows; services refuse to work on another schema.
-pub const SCHEMA_VERSION: i64 = 9;
+pub const SCHEMA_VERSION: i64 = 10;
 
 /// How to reach Postgres.
 #[derive(Debug, Clone)]
@@ -29,7 +29,7 @@ pub struct DbConfig {
 /// A pool of connections to Postgres. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Db {
-    pool: PgPool,
+    pool: Pool,
     options: PgConnectOptions,
 }
 
@@ -45,7 +45,7 @@ impl Db {
             .max_connections(config.max_connections)
             .acquire_timeout(config.acquire_timeout)
             .connect_lazy_with(options.clone());
-        Ok(Self { pool, options })
+        Ok(Self { pool: Pool::new(pool), options })
     }
 
     /// Brings the schema up to date. Safe to call from many processes at once.
@@ -53,7 +53,7 @@ impl Db {
     /// # Errors
     /// If Postgres is away, a migration fails, or an applied one differs from ours.
     pub async fn migrate(&self) -> Result<()> {
-        Ok(MIGRATOR.run(&self.pool).await?)
+        Ok(MIGRATOR.run(self.pool.inner()).await?)
     }
 
     /// Checks that the schema is the one this program was built for.
@@ -86,6 +86,11 @@ impl Db {
         Ok(())
     }
 
+    /// Has the use of the pool measured from now on.
+    pub fn measure(&self, meter: &Meter) {
+        self.pool.measure(meter);
+    }
+
     /// Closes every connection, after those in use have come back.
     pub async fn close(&self) {
         self.pool.close().await;
@@ -96,7 +101,7 @@ impl Db {
         self.options.clone()
     }
 
-    pub(crate) fn pool(&self) -> &PgPool {
+    pub(crate) fn pool(&self) -> &Pool {
         &self.pool
     }
 }

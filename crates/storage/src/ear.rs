@@ -16,7 +16,7 @@ impl Ear {
     /// # Errors
     /// If Postgres is away, or is behind a pooler that doesn't carry LISTEN.
     pub async fn open(db: &Db) -> Result<Self> {
-        let mut listener = PgListener::connect_with(db.pool()).await?;
+        let mut listener = PgListener::connect_with(db.pool().inner()).await?;
         listener.listen(OUTBOX_CHANNEL).await?;
         Ok(Self(listener))
     }

@@ -1,7 +1,7 @@
 //! Reading the outbox as a log. Rows are never updated; what is known of their progress
 //! lives in the cursors and in the reader's memory.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection};
@@ -25,6 +25,9 @@ pub struct OutboxRow {
     pub project_id: ProjectId,
     /// When the transaction that changed it began.
     pub created_at: DateTime<Utc>,
+    /// The trace context and request id of that transaction, as JSON. Rows of one transaction
+    /// share it.
+    pub headers: Option<Arc<str>>,
 }
 
 /// Which transactions had ended at some moment: Postgres' `pg_snapshot`.
@@ -173,7 +176,7 @@ impl OutboxReader {
         let connection = &mut self.connection;
         within(self.timeout, async {
             let rows = sqlx::query!(
-                "SELECT seq, lane, kind, key, project_id, created_at FROM outbox
+                "SELECT seq, lane, kind, key, project_id, created_at, headers FROM outbox
                  WHERE sink = $1 AND seq > $2 AND seq <= $3 AND lane = ANY($4)
                  ORDER BY seq LIMIT $5",
                 sink.as_str(),
@@ -184,8 +187,12 @@ impl OutboxReader {
             )
             .fetch_all(connection)
             .await?;
+            let mut last: Option<Arc<str>> = None;
             rows.into_iter()
                 .map(|row| {
+                    if last.as_deref() != row.headers.as_deref() {
+                        last = row.headers.map(Arc::from);
+                    }
                     Ok(OutboxRow {
                         seq: row.seq,
                         lane: lane(row.lane)?,
@@ -196,6 +203,7 @@ impl OutboxReader {
                         key: row.key,
                         project_id: ProjectId::from_uuid(row.project_id),
                         created_at: row.created_at,
+                        headers: last.clone(),
                     })
                 })
                 .collect()

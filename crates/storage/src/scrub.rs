@@ -82,9 +82,17 @@ pub async fn advance(db: &Db, owner: RelayId, pass: &ScrubPass, term: Duration) 
 /// If the statement fails.
 pub async fn finish(db: &Db, owner: RelayId, pass: &ScrubPass) -> Result<bool> {
     let done = sqlx::query!(
-        "UPDATE relay_scrub SET owner = NULL, lease_until = '-infinity', started_at = NULL,
-                last_started_at = started_at, last_ended_at = now(), last_tally = $3
-         WHERE owner = $1 AND started_at = $2",
+        "WITH ended AS (
+             UPDATE relay_scrub SET owner = NULL, lease_until = '-infinity', started_at = NULL,
+                    last_started_at = started_at, last_ended_at = now(), last_tally = $3
+             WHERE owner = $1 AND started_at = $2
+             RETURNING last_tally),
+         counted AS (
+             INSERT INTO total (name, label, value)
+             SELECT 'verify_findings', f.kind, f.count::bigint
+             FROM ended CROSS JOIN jsonb_each_text(coalesce(last_tally -> 'findings', '{}')) AS f (kind, count)
+             ON CONFLICT (name, label) DO UPDATE SET value = total.value + excluded.value)
+         SELECT FROM ended",
         owner.as_uuid(),
         pass.started_at,
         pass.tally

@@ -1,9 +1,14 @@
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
+use opentelemetry::metrics::Meter;
 use qdrant_client::qdrant::{
     HealthCheckRequest, collections_client::CollectionsClient, points_client::PointsClient, qdrant_client::QdrantClient,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::{
     Request, Response, Status,
     metadata::{Ascii, MetadataValue},
@@ -11,7 +16,9 @@ use tonic::{
     transport::{Channel, ClientTlsConfig, Endpoint},
 };
 
-use crate::{QdrantConfig, Result, VectorError};
+use tracing::Instrument;
+
+use crate::{QdrantConfig, Result, VectorError, meter::CallMeter};
 
 /// How often a quiet connection is asked whether its peer is still there, and how long the
 /// answer may take.
@@ -27,6 +34,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Vectors {
     channel: Transport,
     timeout: Duration,
+    meter: Arc<OnceLock<CallMeter>>,
 }
 
 pub(crate) type Transport = InterceptedService<Channel, ApiKey>;
@@ -86,7 +94,16 @@ impl Vectors {
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
             .connect_lazy();
-        Ok(Self { channel: InterceptedService::new(channel, ApiKey(key.transpose()?)), timeout: config.timeout })
+        Ok(Self {
+            channel: InterceptedService::new(channel, ApiKey(key.transpose()?)),
+            timeout: config.timeout,
+            meter: Arc::default(),
+        })
+    }
+
+    /// Has calls measured from now on, those of clones too.
+    pub fn measure(&self, meter: &Meter) {
+        let _ = self.meter.set(CallMeter::new(meter));
     }
 
     /// Asks whether the server answers, and returns its version.
@@ -95,7 +112,7 @@ impl Vectors {
     /// If it doesn't.
     pub async fn health(&self) -> Result<String> {
         let mut client = QdrantClient::new(self.channel.clone());
-        let reply = call("", self.timeout, client.health_check(HealthCheckRequest {})).await?;
+        let reply = self.call("health_check", "", self.timeout, client.health_check(HealthCheckRequest {})).await?;
         Ok(reply.version)
     }
 
@@ -111,18 +128,40 @@ impl Vectors {
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
     }
-}
 
-/// Waits for a call's answer, at most `limit`. Large calls come boxed: their futures hold the
-/// request in several places.
-pub(crate) async fn call<T>(
-    collection: &str,
-    limit: Duration,
-    answer: impl Future<Output = std::result::Result<Response<T>, Status>>,
-) -> Result<T> {
-    match timeout(limit, answer).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(VectorError::from_status(&status, collection, limit)),
-        Err(_) => Err(VectorError::Timeout(limit)),
+    /// Waits for a call's answer, at most `limit`. Large calls come boxed: their futures hold the
+    /// request in several places.
+    pub(crate) async fn call<T>(
+        &self,
+        operation: &'static str,
+        collection: &str,
+        limit: Duration,
+        answer: impl Future<Output = std::result::Result<Response<T>, Status>>,
+    ) -> Result<T> {
+        let span = tracing::info_span!(
+            "qdrant",
+            otel.name = %format_args!("qdrant {operation}"),
+            otel.kind = "client",
+            otel.status_code = tracing::field::Empty,
+            db.system = "qdrant",
+            db.operation = operation,
+            db.collection = collection,
+        );
+        let begun = Instant::now();
+        let meter = self.meter.get();
+        let in_flight = meter.map(CallMeter::begin);
+        let result = match timeout(limit, answer.instrument(span.clone())).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(VectorError::from_status(&status, collection, limit)),
+            Err(_) => Err(VectorError::Timeout(limit)),
+        };
+        drop(in_flight);
+        if result.is_err() {
+            span.record("otel.status_code", "ERROR");
+        }
+        if let Some(meter) = meter {
+            meter.ended(operation, begun.elapsed(), &result);
+        }
+        result
     }
 }

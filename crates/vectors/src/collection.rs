@@ -7,7 +7,7 @@ use qdrant_client::qdrant::{
 };
 use waybill_domain::ErrorClass;
 
-use crate::{DENSE, Result, SPARSE, VectorError, Vectors, client::call, key};
+use crate::{DENSE, Result, SPARSE, VectorError, Vectors, key};
 
 /// The alias under which searches find the live collection.
 pub const DEFAULT_ALIAS: &str = "waybill";
@@ -118,7 +118,8 @@ impl Vectors {
     /// As the server fails.
     pub async fn collection_exists(&self, name: &str) -> Result<bool> {
         let request = CollectionExistsRequest { collection_name: name.to_owned() };
-        let reply = call(name, self.timeout(), self.collections().collection_exists(request)).await?;
+        let reply =
+            self.call("collection_exists", name, self.timeout(), self.collections().collection_exists(request)).await?;
         Ok(reply.result.is_some_and(|result| result.exists))
     }
 
@@ -128,7 +129,7 @@ impl Vectors {
     /// [`VectorError::CollectionMissing`] if there is none.
     pub async fn collection_info(&self, name: &str) -> Result<CollectionInfo> {
         let request = GetCollectionInfoRequest { collection_name: name.to_owned() };
-        let reply = call(name, self.timeout(), self.collections().get(request)).await?;
+        let reply = self.call("get_collection", name, self.timeout(), self.collections().get(request)).await?;
         let info = reply.result.ok_or(VectorError::BadAnswer("collection without information"))?;
         let config = info.config.unwrap_or_default();
         let indexing_threshold = config.optimizer_config.and_then(|optimizers| optimizers.indexing_threshold);
@@ -158,7 +159,7 @@ impl Vectors {
             optimizers_config: Some(optimizers),
             ..UpdateCollection::default()
         };
-        call(name, self.timeout(), Box::pin(self.collections().update(request))).await?;
+        self.call("update_collection", name, self.timeout(), Box::pin(self.collections().update(request))).await?;
         Ok(())
     }
 
@@ -167,7 +168,9 @@ impl Vectors {
     /// # Errors
     /// As the server fails.
     pub async fn alias_target(&self, alias: &str) -> Result<Option<String>> {
-        let reply = call(alias, self.timeout(), self.collections().list_aliases(ListAliasesRequest {})).await?;
+        let reply = self
+            .call("list_aliases", alias, self.timeout(), self.collections().list_aliases(ListAliasesRequest {}))
+            .await?;
         let found = reply.aliases.into_iter().find(|entry| entry.alias_name == alias);
         Ok(found.map(|entry| entry.collection_name))
     }
@@ -181,7 +184,7 @@ impl Vectors {
             Action::CreateAlias(CreateAlias { collection_name: collection.to_owned(), alias_name: alias.to_owned() });
         // Creating an alias that exists moves it, in one step.
         let request = ChangeAliases { actions: vec![AliasOperations { action: Some(create) }], timeout: None };
-        call(collection, self.timeout(), self.collections().update_aliases(request)).await?;
+        self.call("update_aliases", collection, self.timeout(), self.collections().update_aliases(request)).await?;
         tracing::info!(alias, collection, "alias points to collection");
         Ok(())
     }
@@ -192,7 +195,7 @@ impl Vectors {
     /// As the server fails.
     pub async fn delete_collection(&self, name: &str) -> Result<()> {
         let request = DeleteCollection { collection_name: name.to_owned(), timeout: None };
-        match call(name, self.timeout(), self.collections().delete(request)).await {
+        match self.call("delete_collection", name, self.timeout(), self.collections().delete(request)).await {
             Ok(_) | Err(VectorError::CollectionMissing(_)) => Ok(()),
             Err(error) => Err(error),
         }
@@ -207,7 +210,7 @@ impl Vectors {
         let sparse = SparseVectorConfig { map: [(SPARSE.to_owned(), params)].into() };
         let request =
             CreateCollectionBuilder::new(&spec.name).vectors_config(vectors).sparse_vectors_config(sparse).build();
-        call(&spec.name, self.timeout(), self.collections().create(request)).await?;
+        self.call("create_collection", &spec.name, self.timeout(), self.collections().create(request)).await?;
         Ok(())
     }
 
@@ -253,7 +256,8 @@ impl Vectors {
                 field_index_params: Some(PayloadIndexParams { index_params: Some(params) }),
                 ..CreateFieldIndexCollection::default()
             };
-            call(collection, self.timeout(), self.points().create_field_index(request)).await?;
+            self.call("create_field_index", collection, self.timeout(), self.points().create_field_index(request))
+                .await?;
         }
         Ok(())
     }

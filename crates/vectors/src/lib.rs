@@ -7,8 +7,10 @@
 mod client;
 mod collection;
 mod config;
+mod doctor;
 mod error;
 mod filter;
+mod meter;
 mod payload;
 mod query;
 mod scroll;

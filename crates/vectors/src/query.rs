@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 use waybill_domain::{Kind, ProjectId, SourceId};
 
-use crate::{DENSE, Result, SPARSE, Vectors, client::call, filter, key, payload};
+use crate::{DENSE, Result, SPARSE, Vectors, filter, key, payload};
 
 /// The most points one query returns: above it, searching turns into reading everything.
 pub const MAX_QUERY_LIMIT: usize = 1_000;
@@ -107,7 +107,7 @@ impl Vectors {
                 Mode::Hybrid => hybrid(spec.dense, spec.sparse, &filter, limit),
             }
         };
-        let reply = call(collection, self.timeout(), Box::pin(self.points().query(request))).await?;
+        let reply = self.call("query", collection, self.timeout(), Box::pin(self.points().query(request))).await?;
         Ok(reply
             .result
             .into_iter()

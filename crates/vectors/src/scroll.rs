@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 use waybill_domain::{Kind, ProjectId, SourceId};
 
-use crate::{Result, VectorError, Vectors, client::call, filter, key, payload, query::include};
+use crate::{Result, VectorError, Vectors, filter, key, payload, query::include};
 
 /// The most points of one page: 10,000 ids and versions are about a megabyte.
 pub const MAX_SCROLL_LIMIT: u32 = 10_000;
@@ -72,7 +72,7 @@ impl Vectors {
             with_payload: Some(include(&[key::VERSION])),
             ..ScrollPoints::default()
         };
-        let reply = call(collection, self.timeout(), Box::pin(self.points().scroll(request))).await?;
+        let reply = self.call("scroll", collection, self.timeout(), Box::pin(self.points().scroll(request))).await?;
         let points = reply
             .result
             .into_iter()
@@ -102,7 +102,7 @@ impl Vectors {
             ..ScrollPoints::default()
         };
         let mut client = self.points().max_decoding_message_size(ANSWER_BYTES_MAX);
-        let reply = call(collection, self.timeout(), Box::pin(client.scroll(request))).await?;
+        let reply = self.call("scroll", collection, self.timeout(), Box::pin(client.scroll(request))).await?;
         let points = reply.result.into_iter().filter_map(|point| stored(point.id, &point.payload)).collect();
         Ok(PointPage { points, next: payload::uuid_of(reply.next_page_offset) })
     }
@@ -123,7 +123,7 @@ impl Vectors {
             ..GetPoints::default()
         };
         let mut client = self.points().max_decoding_message_size(ANSWER_BYTES_MAX);
-        let reply = call(collection, self.timeout(), Box::pin(client.get(request))).await?;
+        let reply = self.call("retrieve", collection, self.timeout(), Box::pin(client.get(request))).await?;
         Ok(reply.result.into_iter().filter_map(|point| stored(point.id, &point.payload)).collect())
     }
 
@@ -138,7 +138,7 @@ impl Vectors {
             exact: Some(true),
             ..CountPoints::default()
         };
-        let reply = call(collection, self.timeout(), Box::pin(self.points().count(request))).await?;
+        let reply = self.call("count", collection, self.timeout(), Box::pin(self.points().count(request))).await?;
         Ok(reply.result.ok_or(VectorError::BadAnswer("count without a result"))?.count)
     }
 }

@@ -30,7 +30,6 @@ use waybill_domain::{Kind, ProjectId, SourceId};
 
 use crate::{
     DENSE, Result, SPARSE, VectorError, Vectors,
-    client::call,
     filter::{all, has_id, version_above},
     key,
     payload::{Payload, integer, object, point_id, string},
@@ -82,7 +81,7 @@ impl Vectors {
             update_filter: Some(guard),
             ..UpsertPoints::default()
         };
-        confirmed(call(collection, deadline, Box::pin(self.points().upsert(request))).await?)
+        confirmed(self.call("upsert", collection, deadline, Box::pin(self.points().upsert(request))).await?)
     }
 
     /// Deletes the points of `ids` whose version is `max_version` or lower, and waits until
@@ -109,7 +108,7 @@ impl Vectors {
             points: Some(PointsSelector { points_selector_one_of: Some(PointsSelectorOneOf::Filter(filter)) }),
             ..DeletePoints::default()
         };
-        confirmed(call(collection, deadline, Box::pin(self.points().delete(request))).await?)
+        confirmed(self.call("delete", collection, deadline, Box::pin(self.points().delete(request))).await?)
     }
 }
 

@@ -1,5 +1,6 @@
 //! `endpoints.json`: how the client commands find a running `waybill up`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -34,35 +35,52 @@ pub(crate) fn file_in(data_dir: &Path) -> PathBuf {
     data_dir.join(FILE)
 }
 
-/// Where the database of a running `waybill up` answers, with its password: for its owner only.
-const DATABASE_FILE: &str = "database.url";
+/// Where the stores of a running `waybill up` answer, with their passwords: for its owner only.
+const STORES_FILE: &str = "stores.json";
 
-/// The file with the database's URL in `data_dir`.
-pub(crate) fn database_file_in(data_dir: &Path) -> PathBuf {
-    data_dir.join(DATABASE_FILE)
+/// Where the stores of a running `waybill up` answer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StoreUrls {
+    pub(crate) database: SecretUrl,
+    pub(crate) redis: SecretUrl,
+    pub(crate) qdrant: SecretUrl,
 }
 
-/// Reads the database's URL; `None` if there is none.
-pub(crate) fn read_database_url(data_dir: &Path) -> anyhow::Result<Option<SecretUrl>> {
-    let path = database_file_in(data_dir);
-    match fs::read_to_string(&path) {
-        Ok(text) => Ok(Some(SecretUrl::new(text.trim()))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
-    }
+/// The file with the URLs of the stores in `data_dir`.
+pub(crate) fn stores_file_in(data_dir: &Path) -> PathBuf {
+    data_dir.join(STORES_FILE)
 }
 
-/// Writes the database's URL so that only its owner can read it.
-pub(crate) fn write_database_url(data_dir: &Path, url: &SecretUrl) -> anyhow::Result<()> {
-    let path = database_file_in(data_dir);
-    let unfinished = path.with_extension("tmp");
-    let write = || -> io::Result<()> {
-        Endpoints::remove(&unfinished);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
-        file.write_all(url.expose().as_bytes())?;
-        fs::rename(&unfinished, &path)
+/// Reads the URLs of the stores; `None` if there is no such file.
+pub(crate) fn read_stores(data_dir: &Path) -> anyhow::Result<Option<StoreUrls>> {
+    let path = stores_file_in(data_dir);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
-    write().with_context(|| format!("write {}", path.display()))
+    let urls: BTreeMap<String, String> = serde_json::from_str(&text)
+        .with_context(|| format!("read {}: remove it, or start `waybill up` anew", path.display()))?;
+    let url = |name: &str| urls.get(name).map(SecretUrl::new).unwrap_or_default();
+    Ok(Some(StoreUrls { database: url("database"), redis: url("redis"), qdrant: url("qdrant") }))
+}
+
+impl StoreUrls {
+    /// Writes the file so that only its owner can read it.
+    pub(crate) fn write(&self, data_dir: &Path) -> anyhow::Result<()> {
+        let path = stores_file_in(data_dir);
+        let urls = [("database", &self.database), ("redis", &self.redis), ("qdrant", &self.qdrant)];
+        let urls: BTreeMap<_, _> = urls.into_iter().map(|(name, url)| (name, url.expose())).collect();
+        let text = serde_json::to_string_pretty(&urls)?;
+        let unfinished = path.with_extension("tmp");
+        let write = || -> io::Result<()> {
+            Endpoints::remove(&unfinished);
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+            file.write_all(text.as_bytes())?;
+            fs::rename(&unfinished, &path)
+        };
+        write().with_context(|| format!("write {}", path.display()))
+    }
 }
 
 impl Endpoints {

@@ -10,7 +10,11 @@ use opentelemetry::KeyValue;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use waybill_llm_queue::LlmQueue;
+use waybill_runtime::grpc::Peer;
 use waybill_runtime::telemetry::TelemetryGuard;
 use waybill_runtime::{Components, Shutdown, Signals, admin, grpc};
 use waybill_storage::{Db, SCHEMA_VERSION, StorageError};
@@ -133,6 +137,7 @@ impl Watch {
     /// Watches what every process needs.
     pub(crate) fn postgres(&self, db: &Db) {
         build_info(&self.signals);
+        db.measure(&self.signals.meter);
         let of_server = db.clone();
         self.spawn("postgres", move || {
             let db = of_server.clone();
@@ -153,6 +158,7 @@ impl Watch {
     }
 
     pub(crate) fn redis(&self, queue: &LlmQueue) {
+        queue.measure(&self.signals.meter);
         let queue = queue.clone();
         self.spawn("redis", move || {
             let queue = queue.clone();
@@ -161,11 +167,28 @@ impl Watch {
     }
 
     pub(crate) fn qdrant(&self, vectors: &Vectors) {
+        vectors.measure(&self.signals.meter);
         let vectors = vectors.clone();
         self.spawn("qdrant", move || {
             let vectors = vectors.clone();
             async move {
                 vectors.health().await.map(|version| format!("version {version}")).map_err(|error| error.to_string())
+            }
+        });
+    }
+
+    /// Watches the embedding service, which the relay needs.
+    pub(crate) fn embedding(&self, channel: &Peer) {
+        let client = HealthClient::new(channel.clone());
+        self.spawn("embedding", move || {
+            let mut client = client.clone();
+            async move {
+                // The empty name asks about the server as a whole.
+                let answer = client.check(HealthCheckRequest::default()).await.map_err(|error| error.to_string())?;
+                match answer.get_ref().status() {
+                    ServingStatus::Serving => Ok("serves".to_owned()),
+                    _ => Err("it says that it does not serve".to_owned()),
+                }
             }
         });
     }

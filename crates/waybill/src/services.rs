@@ -63,6 +63,7 @@ pub(crate) async fn relay(
     let watch = Watch::new(signals, &shutdown);
     watch.qdrant(&vectors);
     watch.redis(&queue);
+    watch.embedding(&embedding);
     let deps = waybill_relay::Deps { db, vectors, embedding, queue, signals: signals.clone() };
     waybill_relay::run(config.relay.clone(), deps, listener, shutdown).await
 }

@@ -17,11 +17,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use waybill_domain::{Backoff, TextHash};
 use waybill_models::{EmbeddingProvider, ModelError, Purpose};
+use waybill_runtime::Components;
 
 pub(crate) use self::error::EmbedError;
 use self::error::Remedy;
 use self::queue::{Batch, Full, Queue};
 pub(crate) use self::queue::{BatchLimits, QueueLimits};
+use crate::meter::ModelMeter;
 use crate::vector::to_bytes;
 
 /// How often a batch is tried before everybody who waits is told. Three rides out the restart
@@ -68,6 +70,7 @@ struct Shared {
     wake: Notify,
     /// Until when no call is made, because the server throttles.
     paused_until: Mutex<Option<Instant>>,
+    signals: Option<(ModelMeter, Components)>,
 }
 
 impl Batcher {
@@ -76,6 +79,7 @@ impl Batcher {
         provider: Arc<dyn EmbeddingProvider>,
         options: BatcherOptions,
         on_computed: OnComputed,
+        signals: Option<(ModelMeter, Components)>,
     ) -> Self {
         let shared = Arc::new(Shared {
             provider,
@@ -84,7 +88,13 @@ impl Batcher {
             queue: Mutex::new(Queue::new(options.queue)),
             wake: Notify::new(),
             paused_until: Mutex::new(None),
+            signals,
         });
+        if let Some((meter, components)) = &shared.signals {
+            let queue = Arc::downgrade(&shared);
+            meter.observe_queue(options.queue.texts, move || Some(queue.upgrade()?.queue().waiting()));
+            components.set_one("provider", &shared.model(), Ok(shared.model()));
+        }
         let mut workers = JoinSet::new();
         for number in 0..=options.in_flight {
             // One more worker than calls for documents, so that a query never waits for a
@@ -206,10 +216,13 @@ impl Shared {
 
     async fn call(&self, part: &Batch) -> Result<Vec<Vec<f32>>, ModelError> {
         // A panic would end the worker, and whoever waits for the batch would wait forever.
-        let vectors = AssertUnwindSafe(self.provider.embed(&part.texts, part.purpose))
+        let begun = Instant::now();
+        let result = AssertUnwindSafe(self.provider.embed(&part.texts, part.purpose))
             .catch_unwind()
             .await
-            .unwrap_or_else(|_panic| Err(ModelError::Inference("the model panicked".to_owned())))?;
+            .unwrap_or_else(|_panic| Err(ModelError::Inference("the model panicked".to_owned())));
+        self.note(part, begun, &result);
+        let vectors = result?;
         let info = self.provider.info();
         if vectors.len() != part.texts.len() || vectors.iter().any(|vector| vector.len() != info.dimensions) {
             return Err(ModelError::BadAnswer {
@@ -218,6 +231,20 @@ impl Shared {
             });
         }
         Ok(vectors)
+    }
+
+    /// Measures a call, and says how the provider is.
+    fn note(&self, part: &Batch, begun: Instant, result: &Result<Vec<Vec<f32>>, ModelError>) {
+        let Some((meter, components)) = &self.signals else { return };
+        meter.called(part.texts.len(), self.options.batch.texts, begun.elapsed(), result);
+        match result {
+            Ok(_) => components.set_one("provider", &self.model(), Ok(self.model())),
+            // Of one text, or of too many: the provider is there.
+            Err(error) if matches!(Remedy::of(error), Remedy::Split | Remedy::Pause(_)) => {}
+            Err(error) => {
+                components.set_one("provider", &self.model(), Err(format!("{}: {error}", self.model())));
+            }
+        }
     }
 
     fn deliver(&self, part: &Batch, vectors: Vec<Vec<f32>>) {

@@ -172,7 +172,6 @@ impl Queue {
     }
 
     /// Returns how many texts wait, queries and documents.
-    #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
         self.queries.keys.len() + self.documents.keys.len()
     }

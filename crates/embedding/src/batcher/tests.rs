@@ -66,7 +66,7 @@ impl World {
         let on_computed = Box::new(move |_, _| {
             count.fetch_add(1, Ordering::Relaxed);
         });
-        let batcher = Arc::new(Batcher::start(Arc::<GatedModel>::clone(&model), options, on_computed));
+        let batcher = Arc::new(Batcher::start(Arc::<GatedModel>::clone(&model), options, on_computed, None));
         Self { model, batcher, computed }
     }
 

@@ -322,7 +322,7 @@ impl ForeignWorkers {
 fn failure(claimed: &Claimed, message: String, class: ErrorClass, model: String) -> Failure {
     let prompt_version = PROMPT_VERSION.to_owned();
     let headers = claimed.message.headers.as_deref();
-    let trace_id = headers.and_then(|headers| trace::resume(&tracing::Span::none(), headers));
+    let trace_id = headers.and_then(trace::trace_id);
     // What a foreign worker spent on a call that failed is not reported.
     Failure { message, class, excerpt: None, model, prompt_version, trace_id, spent: Spent::default() }
 }

@@ -1,8 +1,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use roaring::RoaringTreemap;
 use waybill_domain::{Lane, ProjectId};
 use waybill_storage::{
@@ -16,7 +18,11 @@ use super::{
     Key,
     quarantine::Quarantine,
     reader::{Plan, PlanKind, Reader},
+    rows::{Rows, add_origin},
 };
+
+/// Transactions that are remembered of one delivery: as many links as its span has.
+pub const ORIGINS_MAX: usize = 32;
 
 /// How much of the log is held in memory.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +46,8 @@ pub struct Batch {
     pub keys: Vec<Key>,
     /// The lanes of the keys, as they are held now.
     pub leases: Vec<LaneLease>,
+    /// The headers of the transactions that it carries on, each once, at most [`ORIGINS_MAX`].
+    pub origins: Vec<Arc<str>>,
 }
 
 /// One sink's side of the protocol: the lanes that are held and what is known of their rows.
@@ -83,9 +91,9 @@ impl LaneLog {
 struct KeyState {
     project: ProjectId,
     /// Rows that the next delivery covers.
-    waiting: Vec<i64>,
+    waiting: Rows,
     /// Rows that the current delivery covers.
-    flying: Option<(Ticket, Vec<i64>)>,
+    flying: Option<(Ticket, Rows)>,
     attempts: u32,
     /// It waits to be tried again, with whatever rows come meanwhile.
     delayed_until: Option<Duration>,
@@ -95,10 +103,10 @@ struct KeyState {
 }
 
 impl KeyState {
-    const fn new(project: ProjectId) -> Self {
+    fn new(project: ProjectId) -> Self {
         Self {
             project,
-            waiting: Vec::new(),
+            waiting: Rows::default(),
             flying: None,
             attempts: 0,
             delayed_until: None,
@@ -159,7 +167,7 @@ impl Log {
             if key.lane() != lane {
                 return true;
             }
-            *outstanding -= state.waiting.len() + state.flying.as_ref().map_or(0, |(_, seqs)| seqs.len());
+            *outstanding -= state.waiting.seqs.len() + state.flying.as_ref().map_or(0, |(_, rows)| rows.seqs.len());
             if let Some(until) = state.delayed_until {
                 delayed.remove(&(until, *key));
             }
@@ -236,7 +244,7 @@ impl Log {
             }
             lane.unsettled.insert(row.seq);
             self.outstanding += 1;
-            self.keys.entry(key).or_insert_with(|| KeyState::new(row.project_id)).waiting.push(row.seq);
+            self.keys.entry(key).or_insert_with(|| KeyState::new(row.project_id)).waiting.push(row);
             self.enqueue(key);
         }
         self.reader.done(plan.kind, plan.upto, read_upto);
@@ -323,18 +331,23 @@ impl Log {
         }
         let ticket = Ticket(self.next_ticket);
         let mut lanes = BTreeSet::new();
+        let mut origins = Vec::new();
         for key in &keys {
             if let Some(state) = self.keys.get_mut(key) {
                 state.queued = false;
                 state.is_due = false;
-                state.flying = Some((ticket, std::mem::take(&mut state.waiting)));
+                let rows = std::mem::take(&mut state.waiting);
+                for headers in &rows.origins {
+                    add_origin(&mut origins, headers, ORIGINS_MAX);
+                }
+                state.flying = Some((ticket, rows));
             }
             self.busy.insert(*key, ticket);
             lanes.insert(key.lane());
         }
         self.next_ticket += 1;
         let leases = lanes.iter().filter_map(|lane| self.lease(*lane)).collect();
-        Some(Batch { ticket, keys, leases })
+        Some(Batch { ticket, keys, leases, origins })
     }
 
     fn lease(&self, lane: Lane) -> Option<LaneLease> {
@@ -342,36 +355,37 @@ impl Log {
     }
 
     /// Ends the delivery of `keys`: they are settled, if their lane is in `held`. A lane that
-    /// isn't has been lost.
-    pub fn settled(&mut self, ticket: Ticket, keys: &[Key], held: &HashSet<Lane>) {
+    /// isn't has been lost. Returns, for each key that a row had asked for, when that began.
+    pub fn settled(&mut self, ticket: Ticket, keys: &[Key], held: &HashSet<Lane>) -> Vec<DateTime<Utc>> {
+        let mut began = Vec::with_capacity(keys.len());
         for &key in keys {
-            if self.settle(ticket, key, held)
-                && let Some(state) = self.keys.get_mut(&key)
-            {
-                state.attempts = 0;
-                self.forget_or_enqueue(key);
+            if let Some(rows) = self.settle(ticket, key, held) {
+                began.extend(rows.since);
+                if let Some(state) = self.keys.get_mut(&key) {
+                    state.attempts = 0;
+                    self.forget_or_enqueue(key);
+                }
             }
         }
+        began
     }
 
-    /// Settles the rows that a delivery covered. False if there is nothing to be done about the
-    /// key any more: its lane was lost.
-    fn settle(&mut self, ticket: Ticket, key: Key, held: &HashSet<Lane>) -> bool {
-        let Some((_, seqs)) = self.land(ticket, key) else {
-            return false;
-        };
+    /// Settles the rows that a delivery covered, and returns them. `None` if there is nothing to be
+    /// done about the key any more: its lane was lost.
+    fn settle(&mut self, ticket: Ticket, key: Key, held: &HashSet<Lane>) -> Option<Rows> {
+        let (_, rows) = self.land(ticket, key)?;
         let lane = key.lane();
         if !held.contains(&lane) {
             self.drop_lane(lane);
-            return false;
+            return None;
         }
-        self.outstanding -= seqs.len();
+        self.outstanding -= rows.seqs.len();
         if let Some(log) = self.lanes.get_mut(&lane) {
-            for seq in &seqs {
+            for seq in &rows.seqs {
                 log.unsettled.remove(seq);
             }
         }
-        true
+        Some(rows)
     }
 
     fn forget_or_enqueue(&mut self, key: Key) {
@@ -388,14 +402,14 @@ impl Log {
     #[must_use]
     pub fn describe(&self, ticket: Ticket, key: Key) -> Option<(ProjectId, u32, Option<i64>)> {
         let state = self.keys.get(&key)?;
-        let (_, seqs) = state.flying.as_ref().filter(|(flying, _)| *flying == ticket)?;
-        Some((state.project, state.attempts, seqs.iter().max().copied()))
+        let (_, rows) = state.flying.as_ref().filter(|(flying, _)| *flying == ticket)?;
+        Some((state.project, state.attempts, rows.seqs.iter().max().copied()))
     }
 
     /// Ends the delivery of a key that was refused, and of which that is written down: its rows
     /// are settled. `again_at` says when it is tried again; `None` if it was given up.
     pub fn refused(&mut self, ticket: Ticket, key: Key, held: &HashSet<Lane>, again_at: Option<Duration>) {
-        if !self.settle(ticket, key, held) {
+        if self.settle(ticket, key, held).is_none() {
             return;
         }
         let has_room = self.delayed.len() < self.limits.parked_keys;
@@ -438,13 +452,13 @@ impl Log {
     pub fn suspect(&mut self, ticket: Ticket, keys: &[Key]) {
         let mut projects: BTreeMap<ProjectId, Vec<Key>> = BTreeMap::new();
         for &key in keys {
-            let Some((_, seqs)) = self.land(ticket, key) else {
+            let Some((_, rows)) = self.land(ticket, key) else {
                 continue;
             };
             let Some(state) = self.keys.get_mut(&key) else {
                 continue;
             };
-            state.waiting.extend(seqs);
+            state.waiting.extend(rows);
             state.queued = true;
             projects.entry(state.project).or_default().push(key);
         }
@@ -463,13 +477,13 @@ impl Log {
     /// Ends the delivery of `keys` that never was tried: they are ready again at once.
     pub fn handed_back(&mut self, ticket: Ticket, keys: &[Key]) {
         for &key in keys {
-            let Some((_, seqs)) = self.land(ticket, key) else {
+            let Some((_, rows)) = self.land(ticket, key) else {
                 continue;
             };
             let Some(state) = self.keys.get_mut(&key) else {
                 continue;
             };
-            state.waiting.extend(seqs);
+            state.waiting.extend(rows);
             // A key that failed before is asked for by no row.
             state.is_due |= state.attempts > 0;
             self.enqueue(key);
@@ -478,7 +492,7 @@ impl Log {
 
     /// Takes a key out of its delivery, and returns the rows it covered unless the lane was
     /// lost on the way.
-    fn land(&mut self, ticket: Ticket, key: Key) -> Option<(Ticket, Vec<i64>)> {
+    fn land(&mut self, ticket: Ticket, key: Key) -> Option<(Ticket, Rows)> {
         if self.busy.get(&key) == Some(&ticket) {
             self.busy.remove(&key);
         }

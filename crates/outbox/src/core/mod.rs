@@ -5,9 +5,10 @@ mod lanes;
 mod log;
 mod quarantine;
 mod reader;
+mod rows;
 
 pub use lanes::fair_share;
-pub use log::{Batch, Limits, Log, Ticket};
+pub use log::{Batch, Limits, Log, ORIGINS_MAX, Ticket};
 pub use reader::{Plan, PlanKind};
 
 use uuid::Uuid;

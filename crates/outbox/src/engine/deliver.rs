@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
+use tracing::Instrument;
 use waybill_domain::ErrorClass;
 use waybill_storage::settle::Refused;
 
@@ -11,6 +12,7 @@ use crate::{
     DeliveryError, Permit,
     core::{Batch, Ticket},
     delivery::{Delivered, Outcome, ToSettle, Verdict, deliver, probe},
+    meter::Ending,
 };
 
 /// The least time that is worth a request to a sink.
@@ -52,7 +54,10 @@ impl Engine {
         let permit =
             Permit { leases: batch.leases.clone(), holdings: self.holdings.clone(), least: REQUEST_TIME_LEAST };
         let timeout = self.config.probe_timeout();
-        self.deliveries.spawn(deliver(Arc::clone(&self.sink), batch, permit, self.vitals.clone(), timeout));
+        self.meter.began(batch.keys.len());
+        let span = self.sink.span(&batch.keys, &batch.origins);
+        let work = deliver(Arc::clone(&self.sink), batch, permit, self.vitals.clone(), timeout);
+        self.deliveries.spawn(work.instrument(span));
     }
 
     pub(super) fn on_probed(&mut self, answer: Result<(), DeliveryError>) {
@@ -65,7 +70,8 @@ impl Engine {
     }
 
     pub(super) fn on_delivered(&mut self, done: Delivered) {
-        let Delivered { batch, outcome, began } = done;
+        let Delivered { batch, outcome, began, span } = done;
+        let _in_span = span.enter();
         let ticket = batch.ticket;
         if self.suspects == Some(ticket) {
             self.suspects = None;
@@ -73,12 +79,14 @@ impl Engine {
         match outcome {
             Outcome::Confirmed(confirmed) => {
                 self.breaker.succeeded();
+                self.meter.ended(Ending::Confirmed, "none");
                 self.fit_batch(batch.keys.len(), began.elapsed());
                 let Batch { leases, keys, .. } = batch;
                 self.to_settle.push(ToSettle { ticket, leases, keys, verdict: Verdict::Confirmed(confirmed) });
             }
             Outcome::Undecided(error) => {
                 self.log.handed_back(ticket, &batch.keys);
+                self.meter.ended(Ending::Retried, error.class.as_str());
                 if error.lane_lost {
                     tracing::debug!(sink = %self.sink.name(), %error, "delivery not sent");
                 } else {
@@ -91,6 +99,7 @@ impl Engine {
                 self.stats.error(error.to_string());
                 if batch.keys.len() > 1 {
                     tracing::debug!(sink = %self.sink.name(), keys = batch.keys.len(), %error, "batch refused, it is delivered in parts");
+                    self.meter.ended(Ending::Retried, error.class.as_str());
                     self.log.suspect(ticket, &batch.keys);
                 } else {
                     self.refuse(ticket, batch, &error);
@@ -113,6 +122,7 @@ impl Engine {
         let gives_up = error.class == ErrorClass::Permanent || attempts >= self.config.attempts_max;
         let wait = self.key_backoff().wait(attempts, &mut rand::rng());
         let retry_in = (!gives_up).then_some(wait);
+        self.meter.ended(if gives_up { Ending::Dead } else { Ending::Retried }, error.class.as_str());
         let (sink, id) = (self.sink.name(), key.id);
         if gives_up {
             tracing::warn!(%sink, kind = %key.kind, %id, attempts, class = %error.class, %error, "key given up, its lane goes on");
@@ -138,6 +148,7 @@ impl Engine {
     fn pause_sink(&mut self, error: &DeliveryError, began: Instant) {
         let (now, mut rng) = (Instant::now(), rand::rng());
         if error.class == ErrorClass::Throttled {
+            self.stats.throttled();
             self.breaker.throttled(error.retry_after, RETRY_AFTER_MAX, now, &mut rng);
         } else {
             self.breaker.failed(began, now, &mut rng);

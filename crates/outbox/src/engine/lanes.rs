@@ -68,6 +68,7 @@ impl Engine {
                 self.holdings.remove(lease.lane);
                 self.leaving.remove(&lease.lane);
                 self.log.drop_lane(lease.lane);
+                self.meter.lanes_lost(1);
             }
         }
         self.holdings.renew_until(asked + self.config.usable());
@@ -83,6 +84,7 @@ impl Engine {
             self.knows_parked = false;
         }
         let share = fair_share(beat.members, beat.rank);
+        self.stats.share(share);
         let excess = u32::try_from(beat.held.len()).unwrap_or(u32::MAX).saturating_sub(share);
         let excess = excess.saturating_sub(u32::try_from(self.leaving.len()).unwrap_or(u32::MAX));
         let mut give: Vec<LaneLease> = self.log.leases().collect();
@@ -113,6 +115,7 @@ impl Engine {
         let lanes = self.holdings.leases();
         if !lanes.is_empty() {
             tracing::warn!(sink = %self.sink.name(), lanes = lanes.len(), reason, "lanes dropped, to be taken anew");
+            self.meter.lanes_lost(lanes.len());
         }
         for lease in lanes {
             self.holdings.remove(lease.lane);

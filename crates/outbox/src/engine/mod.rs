@@ -9,6 +9,7 @@ use std::{collections::HashSet, pin::Pin, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use futures::future::pending;
+use opentelemetry::metrics::Meter;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use waybill_domain::{Backoff, Lane, RelayId, SinkName};
@@ -25,8 +26,10 @@ use crate::{
     breaker::Breaker,
     core::{Limits, Log, Ticket},
     delivery::{Delivered, ToSettle, Vitals},
+    meter::EngineMeter,
     reading::Answer,
     sink::Holdings,
+    stats::Observed,
     wake::Wake,
 };
 
@@ -52,6 +55,7 @@ pub struct Engine {
     config: EngineConfig,
     owner: RelayId,
     stats: Stats,
+    meter: EngineMeter,
     log: Log,
     holdings: Holdings,
     started: Instant,
@@ -106,6 +110,7 @@ impl Engine {
             batch_keys: config.batch_keys_max.min(64),
             poll_interval: Duration::from_millis(config.poll_min_ms),
             breaker: config.breaker(),
+            meter: EngineMeter::none(sink.name()),
             db,
             sink,
             config,
@@ -142,6 +147,13 @@ impl Engine {
     #[must_use]
     pub fn sink(&self) -> SinkName {
         self.sink.name()
+    }
+
+    /// Has it counted what becomes of deliveries.
+    #[must_use]
+    pub fn measured(mut self, meter: &Meter) -> Self {
+        self.meter = EngineMeter::new(self.sink.name(), meter);
+        self
     }
 
     /// Returns the figures, live.
@@ -197,12 +209,14 @@ impl Engine {
                     }
                 },
             }
-            self.stats.observe(
-                self.log.in_flight(),
-                self.log.delayed(),
-                self.breaker.state(Instant::now()),
-                self.paused_at.is_some(),
-            );
+            self.stats.observe(&Observed {
+                in_flight: self.log.in_flight(),
+                delayed: self.log.delayed(),
+                breaker: self.breaker.state(Instant::now()),
+                is_paused: self.paused_at.is_some(),
+                has_work: self.log.ready() > 0 || self.log.in_flight() > 0,
+                lanes: self.holdings.len(),
+            });
         }
         trimmer.abort();
         self.say_goodbye().await;

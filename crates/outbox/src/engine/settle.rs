@@ -3,7 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use tokio::time::Instant;
-use waybill_domain::Lane;
+use waybill_domain::{Clock, Lane, SystemClock};
 use waybill_storage::{
     StorageError,
     lease::LaneLease,
@@ -76,7 +76,10 @@ impl Engine {
                 for part in &parts {
                     match &part.verdict {
                         Verdict::Confirmed(_) => {
-                            self.log.settled(part.ticket, &part.keys, &held);
+                            let now = SystemClock.now();
+                            for began in self.log.settled(part.ticket, &part.keys, &held) {
+                                self.meter.confirmed_after((now - began).to_std().unwrap_or_default());
+                            }
                             self.stats.confirmed(part.keys.iter().filter(|key| held.contains(&key.lane())).count());
                         }
                         Verdict::Refused(_, again_at) => {
@@ -92,6 +95,7 @@ impl Engine {
                         tracing::warn!(sink = %self.sink.name(), lane = %lease.lane, "lane lost, what was delivered in it is not settled");
                         self.holdings.remove(lease.lane);
                         self.log.drop_lane(lease.lane);
+                        self.meter.lanes_lost(1);
                     }
                 }
             }

@@ -262,6 +262,7 @@ impl World {
                 key: row.key.id,
                 project_id: project(row.key),
                 created_at: DateTime::UNIX_EPOCH,
+                headers: None,
             })
             .collect();
         if matches!(plan.kind, PlanKind::Recheck { seen: Some(seen) } if seen == visible.len() as u64) {

@@ -24,6 +24,12 @@ pub(crate) enum FindingKind {
     MissingInQueue,
 }
 
+impl FindingKind {
+    /// Names each kind, as it is counted.
+    pub(crate) const NAMES: [&'static str; 8] =
+        ["missing", "stale", "ahead", "orphan", "wrong_payload", "unconfirmed", "false_claim", "missing_in_queue"];
+}
+
 impl From<FindingKind> for proto::FindingKind {
     fn from(kind: FindingKind) -> Self {
         match kind {

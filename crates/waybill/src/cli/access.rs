@@ -35,6 +35,23 @@ pub(crate) struct DatabaseArgs {
     pub(crate) data_dir: DataDirArg,
 }
 
+/// Arguments of `waybill doctor`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  waybill doctor
+  waybill doctor --config /etc/waybill.toml --json
+
+Looks at what is configured, else at the `waybill up` that runs here. Changes nothing. Exits
+with 1 if something does not work; what will hurt one day is only said.")]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) database: DatabaseArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// What a key lets its holder do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum KeyRole {

@@ -13,7 +13,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub(crate) use self::access::{AuditArgs, CredentialArgs, DatabaseArgs, KeyRole, KeysCommand, KeysCreateArgs};
+pub(crate) use self::access::{
+    AuditArgs, CredentialArgs, DatabaseArgs, DoctorArgs, KeyRole, KeysCommand, KeysCreateArgs,
+};
 pub(crate) use self::client::{
     EndpointArgs, Format, HitKind, ImportArgs, Mode, ProjectsCommand, SearchArgs, SourcesCommand, StatusArgs,
 };
@@ -93,6 +95,8 @@ pub(crate) enum Command {
     /// List, show and delete the sources of a project
     #[command(subcommand)]
     Sources(SourcesCommand),
+    /// Look at stores, services and settings for what is known to bite
+    Doctor(DoctorArgs),
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),

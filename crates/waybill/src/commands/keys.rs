@@ -33,9 +33,9 @@ pub(super) async fn connect(args: &DatabaseArgs) -> anyhow::Result<Db> {
     let mut config = AppConfig::load(args.source.config.as_deref())?;
     if config.database.url.is_empty()
         && let Ok(data_dir) = paths::data_dir(args.data_dir.data_dir.as_deref())
-        && let Some(url) = endpoints::read_database_url(&data_dir)?
+        && let Some(stores) = endpoints::read_stores(&data_dir)?
     {
-        config.database.url = url;
+        config.database.url = stores.database;
     }
     let database = config.db("waybill-admin").map_err(|error| {
         anyhow::Error::new(error).context("find the database: no `waybill up` runs here, and none is configured")

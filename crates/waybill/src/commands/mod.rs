@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 pub(crate) mod dlq;
+pub(crate) mod doctor;
 pub(crate) mod extract;
 pub(crate) mod facts;
 mod gauge;

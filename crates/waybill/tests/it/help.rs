@@ -9,7 +9,7 @@ fn help_shows_where_to_start_and_the_exit_codes() {
     assert_has(&help.stdout, &["waybill up", "waybill import", "waybill search", "waybill extract", "Exit codes:"]);
     for command in [
         "up", "import", "search", "extract", "jobs", "facts", "status", "verify", "recover", "reindex", "relay", "dlq",
-        "projects", "sources", "keys", "audit", "serve", "migrate", "config",
+        "projects", "sources", "doctor", "keys", "audit", "serve", "migrate", "config",
     ] {
         assert_has(&help.stdout, &[&format!("\n  {command} ")]);
     }
@@ -19,8 +19,8 @@ fn help_shows_where_to_start_and_the_exit_codes() {
 fn commands_show_examples() {
     let home = tempfile::tempdir().unwrap();
     for command in [
-        "up", "import", "search", "extract", "jobs", "facts", "verify", "recover", "reindex", "audit", "serve",
-        "config",
+        "up", "import", "search", "extract", "jobs", "facts", "verify", "recover", "reindex", "doctor", "audit",
+        "serve", "config",
     ] {
         let help = run(home.path(), &[command, "--help"]).expect_code(0);
         assert_has(&help.stdout, &["Examples:", &format!("waybill {command}")]);

@@ -12,6 +12,8 @@ mod config;
 mod crash;
 mod crash_points;
 #[cfg(feature = "embedded")]
+mod doctor;
+#[cfg(feature = "embedded")]
 mod extract;
 mod extraction;
 mod freshness;

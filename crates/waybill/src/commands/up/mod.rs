@@ -19,7 +19,6 @@ use std::sync::Arc;
 use anyhow::Context;
 use console::style;
 use tokio::time::Instant;
-use waybill_runtime::config::SecretUrl;
 use waybill_runtime::{Shutdown, Signals, Tasks, telemetry};
 use waybill_storage::Db;
 
@@ -33,7 +32,7 @@ use self::steps::{Done, step};
 use crate::access::{self, AuthMode, Front};
 use crate::app_config::{AppConfig, LogFormat};
 use crate::cli::UpArgs;
-use crate::endpoints::{self, Endpoints};
+use crate::endpoints::{self, Endpoints, StoreUrls};
 use crate::out::{Out, ReaderGone};
 use crate::process::{AdminPort, Watch};
 use crate::{paths, services, text};
@@ -107,8 +106,8 @@ impl Files {
         Self { endpoints: endpoints::file_in(&data_dir), data_dir, ready: args.ready_file.clone() }
     }
 
-    fn write(&self, endpoints: &Endpoints, database: &SecretUrl) -> anyhow::Result<()> {
-        endpoints::write_database_url(&self.data_dir, database)?;
+    fn write(&self, endpoints: &Endpoints, stores: &StoreUrls) -> anyhow::Result<()> {
+        stores.write(&self.data_dir)?;
         endpoints.write(&self.endpoints)?;
         match &self.ready {
             Some(path) => endpoints.write(path),
@@ -118,7 +117,7 @@ impl Files {
 
     fn remove(&self) {
         Endpoints::remove(&self.endpoints);
-        Endpoints::remove(&endpoints::database_file_in(&self.data_dir));
+        Endpoints::remove(&endpoints::stores_file_in(&self.data_dir));
         if let Some(path) = &self.ready {
             Endpoints::remove(path);
         }
@@ -126,7 +125,7 @@ impl Files {
 }
 
 fn announce(running: &Running, files: &Files, args: &UpArgs, begun: Instant) -> anyhow::Result<()> {
-    files.write(&running.endpoints, &running.database)?;
+    files.write(&running.endpoints, &running.urls)?;
     let host = args.listen_host;
     match (host.is_loopback(), running.asks_for_keys) {
         (_, true) => eprintln!("callers need an API key: `waybill keys create` makes one"),
@@ -157,7 +156,7 @@ fn is_default(data_dir: &Path) -> bool {
 /// Services stop in two groups, so that the relay can still embed what it has in flight.
 struct Running {
     endpoints: Endpoints,
-    database: SecretUrl,
+    urls: StoreUrls,
     asks_for_keys: bool,
     model: String,
     stores: Stores,
@@ -229,10 +228,15 @@ impl Running {
                 return Err(error);
             }
         };
+        let urls = StoreUrls {
+            database: config.database.url.clone(),
+            redis: config.redis.url.clone(),
+            qdrant: config.qdrant.url.clone(),
+        };
         let (front, back) = (Group::new(process), Group::new(process));
         let running = Self {
             endpoints: ports.endpoints(door.is_secure())?,
-            database: config.database.url.clone(),
+            urls,
             asks_for_keys: door.asks_for_keys(),
             model: model::describe(&config),
             stores,
