@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde_json::Value;
-use waybill_deploy_checks::metrics::{Documented, series};
+use waybill_deploy_checks::metrics::{Documented, series, wanted_values};
 use waybill_deploy_checks::tools::Tool;
 use waybill_deploy_checks::{read, yaml};
 
@@ -65,6 +65,10 @@ fn queries_are_over_metrics_that_are_exposed_and_all_of_them_are_shown() {
         for series in found {
             assert!(documented.has(series), "{title}: {series} is not in docs/metrics.md");
             shown.insert(series.to_owned());
+        }
+        for (series, label, value) in wanted_values(&expression) {
+            let is_known = label == "method" || documented.names_value(series, value);
+            assert!(is_known, "{title}: docs/metrics.md does not say that {label} of {series} can be `{value}`");
         }
     }
     let is_shown = |name: &str| {

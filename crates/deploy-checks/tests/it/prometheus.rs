@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use waybill_deploy_checks::metrics::{Documented, series};
+use waybill_deploy_checks::metrics::{Documented, series, wanted_values};
 use waybill_deploy_checks::tools::Tool;
 use waybill_deploy_checks::{read, workspace, yaml};
 
@@ -131,6 +131,15 @@ fn alerts_are_about_metrics_that_are_exposed() {
     for alert in alerts() {
         for series in series(yaml::text(&alert, "/expr")) {
             assert!(documented.has(series), "{}: {series} is not in docs/metrics.md", name(&alert));
+        }
+        for (series, label, value) in wanted_values(yaml::text(&alert, "/expr")) {
+            // Methods are those of the protos.
+            let is_known = label == "method" || documented.names_value(series, value);
+            assert!(
+                is_known,
+                "{}: docs/metrics.md does not say that {label} of {series} can be `{value}`",
+                name(&alert)
+            );
         }
     }
     for case in cases() {
