@@ -4,19 +4,23 @@
 //! Its dependencies are few on purpose: it is the first thing a newcomer compiles.
 
 mod bench;
+mod chart_docs;
 mod demo;
 mod eval;
+mod image;
 mod llm;
 mod memory;
 mod models;
 mod pip;
 mod prepare;
+mod proto;
 mod python;
 mod rotel;
 mod sh;
 mod system;
 mod test;
 mod tidy;
+mod tools;
 mod torture;
 mod up;
 
@@ -49,6 +53,12 @@ enum Command {
     Tidy,
     /// Asks a database about the queries again, for builds without one
     Prepare,
+    /// Builds the image's program and its runtime stage as the Dockerfile says, and runs it
+    Image(image::ImageArgs),
+    /// Makes the protos as they are what later changes are compared with
+    ProtoBaseline,
+    /// Writes the table of values into the chart's README
+    ChartDocs,
     /// Installs what the system's package manager has to provide, and fetches models and packages
     Setup,
     /// Fetches embedding models into target/models; all of them if none is named
@@ -77,6 +87,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Torture(args) => torture::run(&args),
         Command::Tidy => tidy::run(),
         Command::Prepare => prepare::run(),
+        Command::Image(args) => image::run(&args),
+        Command::ProtoBaseline => proto::renew_baseline(),
+        Command::ChartDocs => chart_docs::run(),
         Command::Setup => setup(),
         Command::FetchModels { names } => {
             let names = if names.is_empty() { models::ModelName::ALL.to_vec() } else { names };
@@ -93,10 +106,12 @@ fn setup() -> anyhow::Result<()> {
     system::ensure_pip()?;
     sh::step("looking for the models (fetched once: 150 MB)");
     models::fetch(&models::ModelName::ALL, &sh::models_dir())?;
-    sh::step("looking for the Python packages of the example worker (fetched once: 12 MB)");
-    python::ensure()?;
+    sh::step("looking for the Python packages of the examples (fetched once: 12 MB)");
+    python::EXAMPLES.ensure()?;
     sh::step("looking for an OpenTelemetry collector (fetched once: 10 MB)");
-    rotel::ensure()
+    rotel::ensure()?;
+    sh::step("looking for helm, buf, hadolint, promtool and kubernetes-validate (fetched once: 145 MB)");
+    tools::ensure()
 }
 
 #[cfg(test)]

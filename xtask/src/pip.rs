@@ -68,9 +68,14 @@ impl Wheel {
     }
 }
 
-/// Unpacks an archive with Python, which is here anyway.
-fn unzip(archive: &Path, into: &Path) -> anyhow::Result<()> {
+/// Unpacks a zip archive with Python, which is here anyway.
+pub(crate) fn unzip(archive: &Path, into: &Path) -> anyhow::Result<()> {
     run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(archive).arg(into))
+}
+
+/// Unpacks a tar archive, compressed or not, with Python.
+pub(crate) fn untar(archive: &Path, into: &Path) -> anyhow::Result<()> {
+    run(Command::new("python3").args(["-m", "tarfile", "-e"]).arg(archive).arg(into))
 }
 
 /// Makes sure that `python3 -m pip` works, by the system's package manager if need be.

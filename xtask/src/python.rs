@@ -1,4 +1,4 @@
-//! The Python packages of the example worker in `docs/examples`, for the test that runs it.
+//! Python packages, pinned by version: of the examples in `docs/examples`, and of the checks of `deploy/`.
 
 use std::{
     fs,
@@ -14,35 +14,59 @@ use crate::sh;
 /// The file that says that the folder is complete, and of what.
 const STAMP: &str = ".installed";
 
-/// What is installed, with exact versions.
-const REQUIREMENTS: &str = "docs/examples/requirements.txt";
-
-/// Returns the folder of the packages, to be named in `PYTHONPATH`.
-pub(crate) fn dir() -> PathBuf {
-    sh::target_dir().join("python")
+/// Packages with exact versions, and where they go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Packages {
+    /// The file that names all of them, from the workspace's folder.
+    requirements: &'static str,
+    /// Their folder under `target`.
+    folder: &'static str,
+    /// What is said while they are installed, and how large the download is.
+    what: &'static str,
 }
 
-/// Installs the packages into [`dir`]. What is there already costs no network. Needs pip.
-///
-/// # Errors
-/// No network, or no wheels for this machine and this Python.
-pub(crate) fn ensure() -> anyhow::Result<()> {
-    let requirements = sh::root().join(REQUIREMENTS);
-    let wanted = fs::read(&requirements).with_context(|| format!("read {}", requirements.display()))?;
-    let folder = dir();
-    // Some of it is compiled, for one version of Python.
-    let stamp = stamp(&wanted, &sh::output(Command::new("python3").arg("--version"))?);
-    if is_complete(&folder, &stamp) {
-        return Ok(());
+/// What the example programs in `docs/examples` need.
+pub(crate) const EXAMPLES: Packages = Packages {
+    requirements: "docs/examples/requirements.txt",
+    folder: "python",
+    what: "gRPC and Redis for Python (12 MB to download)",
+};
+
+/// What reads manifests as an API server would.
+pub(crate) const KUBERNETES_VALIDATE: Packages = Packages {
+    requirements: "crates/deploy-checks/requirements.txt",
+    folder: "tools/kubernetes-validate",
+    what: "the schemas of Kubernetes 1.25 to 1.37 (24 MB to download)",
+};
+
+impl Packages {
+    /// Returns the folder of the packages, to be named in `PYTHONPATH`.
+    pub(crate) fn dir(&self) -> PathBuf {
+        sh::target_dir().join(self.folder)
     }
-    eprintln!("installing gRPC and Redis for Python into {} (12 MB to download)", folder.display());
-    // Made aside and moved into place whole, so that a run that is cut off leaves no half of it.
-    let aside = folder.with_extension(format!("{}.partial", std::process::id()));
-    let made = install(&requirements, &aside, &stamp).and_then(|()| put_in_place(&aside, &folder, &stamp));
-    if aside.exists() {
-        fs::remove_dir_all(&aside).with_context(|| format!("remove {}", aside.display()))?;
+
+    /// Installs the packages into [`Self::dir`]. What is there already costs no network. Needs pip.
+    ///
+    /// # Errors
+    /// No network, or no wheels for this machine and this Python.
+    pub(crate) fn ensure(&self) -> anyhow::Result<()> {
+        let requirements = sh::root().join(self.requirements);
+        let wanted = fs::read(&requirements).with_context(|| format!("read {}", requirements.display()))?;
+        let folder = self.dir();
+        // Some of it is compiled, for one version of Python.
+        let stamp = stamp(&wanted, &sh::output(Command::new("python3").arg("--version"))?);
+        if is_complete(&folder, &stamp) {
+            return Ok(());
+        }
+        eprintln!("installing {} into {}", self.what, folder.display());
+        // Made aside and moved into place whole, so that a run that is cut off leaves no half of it.
+        let aside = folder.with_extension(format!("{}.partial", std::process::id()));
+        let made = install(&requirements, &aside, &stamp).and_then(|()| put_in_place(&aside, &folder, &stamp));
+        if aside.exists() {
+            fs::remove_dir_all(&aside).with_context(|| format!("remove {}", aside.display()))?;
+        }
+        made
     }
-    made
 }
 
 fn stamp(requirements: &[u8], python: &str) -> String {
@@ -61,7 +85,7 @@ fn install(requirements: &Path, aside: &Path, stamp: &str) -> anyhow::Result<()>
         .arg(requirements)
         .arg("--target")
         .arg(aside);
-    sh::output(&mut pip).context("install the example worker's packages")?;
+    sh::output(&mut pip).with_context(|| format!("install {}", requirements.display()))?;
     fs::write(aside.join(STAMP), stamp).context("write stamp")
 }
 

@@ -42,7 +42,11 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 /// Returns a cargo command that builds this workspace without a database: its queries were
 /// checked when `cargo xtask prepare` last ran.
 pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo_environment(Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())))
+}
+
+/// Gives a command that calls cargo the environment of [`cargo`].
+pub(crate) fn cargo_environment(mut command: Command) -> Command {
     command.current_dir(root()).env("SQLX_OFFLINE", "true").env_remove("DATABASE_URL");
     forget_package(&mut command);
     command

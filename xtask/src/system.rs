@@ -171,17 +171,68 @@ fn download_manual(folder: &Path) -> Result<PathBuf> {
 fn download_first_manual(folder: &Path) -> Result<PathBuf> {
     let mut why = None;
     for major in MANUAL_MAJORS {
-        let mut apt = Command::new("apt-get");
-        // Without the sandbox: its user can't write to our folder, and would only say so.
-        apt.args(["-o", "APT::Sandbox::User=root", "download"])
-            .arg(format!("postgresql-doc-{major}"))
-            .current_dir(folder);
-        match run(&mut apt) {
-            Ok(()) => return deb_in(folder),
+        match apt_download(&format!("postgresql-doc-{major}"), folder) {
+            Ok(package) => return Ok(package),
             Err(error) => why = why.or(Some(error)),
         }
     }
     Err(why.context("no version of the manual to look for")?)
+}
+
+fn apt_download(package: &str, folder: &Path) -> Result<PathBuf> {
+    let mut apt = Command::new("apt-get");
+    // Without the sandbox: its user can't write to our folder, and would only say so.
+    apt.args(["-o", "APT::Sandbox::User=root", "download", package]).current_dir(folder);
+    run(&mut apt)?;
+    deb_in(folder)
+}
+
+/// Makes sure that buildah is installed, which makes images without a daemon.
+///
+/// # Errors
+/// No apt, or no right to install.
+pub(crate) fn ensure_buildah() -> Result<()> {
+    if on_path("buildah").is_some() {
+        return Ok(());
+    }
+    ensure!(on_path("apt-get").is_some(), "buildah is not here: install it, then run this again");
+    say("buildah", "apt-get", "9 MB to download, 40 MB on disk, a few seconds");
+    apt_update_once()?;
+    apt_install(&["buildah", "crun"])
+}
+
+/// Makes sure that `promtool` is in `folder` or on PATH.
+///
+/// It comes with Debian's Prometheus, whose package is unpacked and not installed: an installed
+/// one starts a server.
+///
+/// # Errors
+/// No package manager that we know, or no such package.
+pub(crate) fn ensure_promtool(folder: &Path) -> Result<()> {
+    let promtool = folder.join("promtool");
+    if promtool.is_file() || on_path("promtool").is_some() {
+        return Ok(());
+    }
+    match PackageManager::find()? {
+        PackageManager::Apt => {
+            eprintln!("fetching promtool with apt-get (Debian's prometheus: 19 MB, a few seconds)");
+            let aside = folder.with_extension(format!("{}.partial", std::process::id()));
+            fs::create_dir_all(&aside).with_context(|| format!("create {}", aside.display()))?;
+            let package = apt_download("prometheus", &aside).or_else(|_| {
+                // The lists of packages may be missing, or older than what the mirror still has.
+                apt_update_once()?;
+                apt_download("prometheus", &aside)
+            })?;
+            run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&aside))?;
+            fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+            fs::rename(aside.join("usr/bin/promtool"), &promtool).context("move promtool into place")?;
+            fs::remove_dir_all(&aside).with_context(|| format!("remove {}", aside.display()))
+        }
+        PackageManager::Brew => {
+            say("promtool", "brew", "Prometheus: 100 MB to download, about a minute");
+            run(Command::new("brew").args(["install", "prometheus"]))
+        }
+    }
 }
 
 fn deb_in(folder: &Path) -> Result<PathBuf> {
@@ -230,7 +281,7 @@ fn is_new_enough(postgres: &Path) -> bool {
     POSTGRES_MAJORS.iter().any(|major| version.contains(&format!("(PostgreSQL) {major}")))
 }
 
-fn on_path(program: &str) -> Option<PathBuf> {
+pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
 }

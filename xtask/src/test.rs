@@ -107,8 +107,9 @@ fn runner(args: &TestArgs, has_nextest: bool) -> Command {
         command.args(["test", "--workspace", "--bins", "--lib", "--tests", "--no-fail-fast", "--"]);
         command.args(&args.filters);
     }
-    command.env("WAYBILL_TEST_PYTHON_DIR", crate::python::dir());
+    command.env("WAYBILL_TEST_PYTHON_DIR", crate::python::EXAMPLES.dir());
     command.env("WAYBILL_TEST_ROTEL", crate::rotel::program());
+    command.env("WAYBILL_TEST_TOOLS_DIR", crate::tools::dir());
     keep_to_ourselves(&mut command);
     if args.long {
         command.env(LONG_VARIABLE, "1").env("PROPTEST_CASES", LONG_PROPTEST_CASES);

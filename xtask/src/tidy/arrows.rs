@@ -46,6 +46,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("waybill-protocol-model", &[]),
+    ("waybill-deploy-checks", &[]),
     ("waybill-testkit", &["waybill-domain", "waybill-local-stores"]),
     (
         "waybill-bench",
@@ -94,8 +95,9 @@ const SERVICE: &[&str] = &[
     "waybill-vectors",
 ];
 
-/// What tests may use besides: the testkit, and servers to test against.
-const FOR_TESTS: &[&str] = &["waybill-testkit", "waybill-local-stores", "waybill-qdrant-local"];
+/// What tests may use besides: the testkit, servers to test against, and the chart's renderer.
+const FOR_TESTS: &[&str] =
+    &["waybill-deploy-checks", "waybill-local-stores", "waybill-qdrant-local", "waybill-testkit"];
 
 /// Libraries that are known in few places, so that they can be replaced there.
 const CONFINED: &[(&str, &[&str])] = &[

@@ -130,6 +130,9 @@ pub(crate) struct SearchArgs {
     /// What to find; repeatable
     #[arg(long, short, value_enum, default_value = "passage")]
     pub(crate) kind: Vec<HitKind>,
+    /// Fail if nothing is found: for scripts that have just put it in
+    #[arg(long)]
+    pub(crate) require_hit: bool,
     /// Print passages whole
     #[arg(long)]
     pub(crate) full: bool,

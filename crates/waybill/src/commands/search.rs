@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use console::{StyledObject, style};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -43,6 +44,7 @@ pub(crate) async fn run(args: SearchArgs) -> anyhow::Result<()> {
     let response = client.search(request).await.map_err(|status| target.explain(&status))?;
     let took = begun.elapsed();
     let response = response.into_inner();
+    let is_empty = response.hits.is_empty();
 
     let mut out = Out::new();
     if args.json {
@@ -50,7 +52,9 @@ pub(crate) async fn run(args: SearchArgs) -> anyhow::Result<()> {
     } else {
         print(&mut out, &args, &query, response, took)?;
     }
-    out.flush()
+    out.flush()?;
+    ensure!(!(args.require_hit && is_empty), "the search finds nothing, and --require-hit is given");
+    Ok(())
 }
 
 const fn kind_of(kind: HitKind) -> Kind {

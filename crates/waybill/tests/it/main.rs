@@ -6,6 +6,7 @@ mod access;
 #[cfg(feature = "embedded")]
 mod access_table;
 mod adaptive;
+mod chart;
 mod client;
 mod config;
 mod crash;
@@ -27,6 +28,7 @@ mod path;
 #[cfg(feature = "embedded")]
 mod place;
 mod program;
+mod python_client;
 mod python_worker;
 mod repair;
 mod restore;
