@@ -7,6 +7,7 @@ The contract, and how to install what this needs, stands in docs/workers.md.
 
 import argparse
 import json
+import os
 import re
 import signal
 import threading
@@ -55,6 +56,8 @@ class Worker:
         self.name = f"{args.name}-{uuid.uuid4()}"
         self.redis = redis.Redis.from_url(args.redis, decode_responses=True, socket_timeout=5)
         self.service = ExtractionServiceStub(grpc.insecure_channel(args.service))
+        key = os.environ.get("WAYBILL_API_KEY")
+        self.metadata = [("authorization", f"Bearer {key}")] if key else []
         self.heartbeat = self.redis.register_script(HEARTBEAT)
         self.stopping = threading.Event()
         self.next_takeover = {}
@@ -131,7 +134,7 @@ class Worker:
         request = pb.ReportFailureRequest(**ids, message=message, model=MODEL, retry_after=retry_after)
         setattr(request, "class", failure)  # A word of Python's own.
         try:
-            self.service.ReportFailure(request, timeout=CALL_S)
+            self.service.ReportFailure(request, timeout=CALL_S, metadata=self.metadata)
         except grpc.RpcError as error:
             # The lease ends by itself, and somebody else goes on.
             print(f"not reported: {error.details()}", flush=True)
@@ -148,7 +151,7 @@ class Worker:
         """Calls until the service is there. Each call may be made twice."""
         while True:
             try:
-                return method(request, timeout=CALL_S)
+                return method(request, timeout=CALL_S, metadata=self.metadata)
             except grpc.RpcError as error:
                 if error.code() not in AWAY:
                     raise

@@ -42,6 +42,15 @@ pub(crate) enum BenchCommand {
         #[arg(long, value_name = "URL")]
         qdrant: Option<String>,
     },
+    /// PutSource with keys, traces and metrics on, beside all of them off
+    Overhead {
+        /// Documents put in a round by each
+        #[arg(long, default_value_t = 500)]
+        documents: u32,
+        /// Rounds, in which both have their turn
+        #[arg(long, default_value_t = 12)]
+        rounds: u32,
+    },
     /// LLM requests from the outbox to Redis, beside their ceiling, and how soon a worker has one
     Llm {
         /// Messages in a round
@@ -64,6 +73,7 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Relay { points, rounds, qdrant } => relay(*points, *rounds, qdrant.as_deref()),
         BenchCommand::Loads { documents, rounds, qdrant } => loads(*documents, *rounds, qdrant.as_deref()),
+        BenchCommand::Overhead { documents, rounds } => overhead(*documents, *rounds),
         BenchCommand::Llm { messages, rounds, requests } => llm(*messages, *rounds, *requests),
     }
 }
@@ -96,6 +106,16 @@ fn loads(documents: u32, rounds: u32, qdrant: Option<&str>) -> anyhow::Result<()
         bench.args(["--qdrant", url]);
     }
     sh::print(&loads_report(&measure(&mut bench)?))
+}
+
+fn overhead(documents: u32, rounds: u32) -> anyhow::Result<()> {
+    sh::step("looking for PostgreSQL (installed if missing: a minute or two)");
+    system::ensure_postgres()?;
+    up::build(&["waybill", "waybill-bench"])?;
+    sh::step(&format!("putting {documents} documents {rounds} times with everything on, and off (a minute or two)"));
+    let mut bench = Command::new(up::program("waybill-bench"));
+    bench.args(["overhead", "--documents", &documents.to_string(), "--rounds", &rounds.to_string()]);
+    sh::print(&overhead_report(&measure(&mut bench)?))
 }
 
 fn llm(messages: u32, rounds: u32, requests: u32) -> anyhow::Result<()> {
@@ -190,6 +210,42 @@ fn loads_report(result: &LoadsResult) -> String {
     text
 }
 
+/// What `waybill-bench overhead` prints.
+#[derive(Debug, Deserialize)]
+struct OverheadResult {
+    puts: u64,
+    off: Percentiles,
+    on: Percentiles,
+    ratio_p99: f64,
+    ratio_p50: f64,
+    rounds: Vec<f64>,
+    exports: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Percentiles {
+    p50_ms: f64,
+    p99_ms: f64,
+}
+
+fn overhead_report(result: &OverheadResult) -> String {
+    let OverheadResult { puts, off, on, ratio_p99, ratio_p50, rounds, exports } = result;
+    let rounds: Vec<_> = rounds.iter().map(|ratio| format!("{ratio:.2}")).collect();
+    format!(
+        "\nPutSource, {puts} each, {exports} exports to a collector; ms\n\n\
+         \x20                          p50       p99\n\
+         all off             {:>9.2} {:>9.2}\n\
+         keys, traces, metrics {:>7.2} {:>9.2}\n\
+         ratio               {ratio_p50:>9.2} {ratio_p99:>9.2} (aim: 1.10)\n\
+         p99 by round        {}\n",
+        off.p50_ms,
+        off.p99_ms,
+        on.p50_ms,
+        on.p99_ms,
+        rounds.join(" ")
+    )
+}
+
 /// What `waybill-bench llm` prints.
 #[derive(Debug, Deserialize)]
 struct LlmResult {
@@ -266,6 +322,17 @@ mod tests {
         .unwrap();
         let text = loads_report(&result);
         assert!(text.contains(" 1.00  4.0\n") && text.contains(" 0.75  3.0 3.5\n"), "{text}");
+    }
+
+    #[test]
+    fn the_report_of_the_overhead_has_both_ratios() {
+        let result: OverheadResult = serde_json::from_str(
+            r#"{"puts":10,"off":{"p50_ms":2.0,"p99_ms":4.0},"on":{"p50_ms":2.1,"p99_ms":4.2},"ratio_p99":1.05,
+                "ratio_p50":1.05,"rounds":[1.0,1.1],"exports":3}"#,
+        )
+        .unwrap();
+        let text = overhead_report(&result);
+        assert!(text.contains("1.05 (aim: 1.10)") && text.contains("1.00 1.10"), "{text}");
     }
 
     #[test]

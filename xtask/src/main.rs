@@ -15,6 +15,7 @@ mod pip;
 mod prepare;
 mod proto;
 mod python;
+mod rotel;
 mod sh;
 mod system;
 mod test;
@@ -107,6 +108,8 @@ fn setup() -> anyhow::Result<()> {
     models::fetch(&models::ModelName::ALL, &sh::models_dir())?;
     sh::step("looking for the Python packages of the examples (fetched once: 12 MB)");
     python::EXAMPLES.ensure()?;
+    sh::step("looking for an OpenTelemetry collector (fetched once: 10 MB)");
+    rotel::ensure()?;
     sh::step("looking for helm, buf, hadolint, promtool and kubernetes-validate (fetched once: 145 MB)");
     tools::ensure()
 }

@@ -72,6 +72,21 @@ pub(crate) fn ensure_redis() -> Result<()> {
     Ok(())
 }
 
+/// Installs the library of Python 3.11.
+///
+/// # Errors
+/// No package manager that we know, or no right to install.
+pub(crate) fn ensure_libpython() -> Result<()> {
+    match PackageManager::find()? {
+        PackageManager::Apt => {
+            say("Python's library", "apt-get", "2 MB to download, 8 MB on disk, a few seconds");
+            apt_update_once()?;
+            apt_install(&["libpython3.11"])
+        }
+        PackageManager::Brew => bail!("install Python 3.11 with its shared library"),
+    }
+}
+
 /// Makes sure that `python3 -m pip` works.
 ///
 /// # Errors

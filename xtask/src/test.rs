@@ -108,6 +108,7 @@ fn runner(args: &TestArgs, has_nextest: bool) -> Command {
         command.args(&args.filters);
     }
     command.env("WAYBILL_TEST_PYTHON_DIR", crate::python::EXAMPLES.dir());
+    command.env("WAYBILL_TEST_ROTEL", crate::rotel::program());
     command.env("WAYBILL_TEST_TOOLS_DIR", crate::tools::dir());
     keep_to_ourselves(&mut command);
     if args.long {

@@ -7,6 +7,7 @@ mod embed_only;
 mod eval;
 mod llm;
 mod loads;
+mod overhead;
 mod relay;
 mod servers;
 
@@ -31,6 +32,8 @@ enum Command {
     Llm(llm::LlmArgs),
     /// Loads documents in each way there is, until they are searchable
     Loads(loads::LoadsArgs),
+    /// Puts sources with keys, traces and metrics on, beside all of them off
+    Overhead(overhead::OverheadArgs),
     /// Embeds the chunks of a stopped `waybill up` and does nothing else
     EmbedOnly(embed_only::EmbedOnlyArgs),
     /// Asks a running search service the questions of a set
@@ -43,6 +46,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Relay(args) => print(&Box::pin(relay::run(&args)).await?),
         Command::Llm(args) => print(&Box::pin(llm::run(&args)).await?),
         Command::Loads(args) => print(&Box::pin(loads::run(&args)).await?),
+        Command::Overhead(args) => print(&Box::pin(overhead::run(&args)).await?),
         Command::EmbedOnly(args) => print(&Box::pin(embed_only::run(&args)).await?),
         Command::Eval(args) => print(&eval::run(&args).await?),
     }

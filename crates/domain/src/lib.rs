@@ -4,6 +4,7 @@
 mod checkup;
 mod clock;
 mod crash;
+mod echo;
 mod error;
 mod id;
 mod name;
@@ -16,6 +17,7 @@ mod token;
 pub use checkup::{Checkup, Verdict};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use crash::{Crash, CrashPoint};
+pub use echo::without_echo;
 pub use error::ErrorClass;
 pub use id::{ChunkId, EntityId, ExtractionId, JobId, ProjectId, RelayId, SourceId};
 pub use name::{InvalidName, Kind, LANES, Lane, MediaType, ProjectName, SinkName};

@@ -9,6 +9,7 @@ use reqwest::{
     redirect,
 };
 use secrecy::{ExposeSecret, SecretString};
+use waybill_domain::without_echo;
 
 use crate::{LlmError, OpenAiConfig, config::config_error, limits::MAX_ANSWER_BYTES};
 
@@ -41,6 +42,16 @@ pub(crate) struct Failure {
     pub(crate) error: LlmError,
     /// Whether the server refused the request over its `response_format`.
     pub(crate) over_format: bool,
+}
+
+/// Lists every text in a request's body.
+fn texts(body: &serde_json::Value) -> Vec<&str> {
+    match body {
+        serde_json::Value::String(text) => vec![text],
+        serde_json::Value::Array(items) => items.iter().flat_map(texts).collect(),
+        serde_json::Value::Object(fields) => fields.values().flat_map(texts).collect(),
+        _ => Vec::new(),
+    }
 }
 
 impl From<LlmError> for Failure {
@@ -76,7 +87,7 @@ impl Server {
         }
         let response = request.send().await.map_err(broken)?;
         if !response.status().is_success() {
-            return Err(self.refused(response).await);
+            return Err(self.refused(response, body).await);
         }
         Ok(read(response, MAX_ANSWER_BYTES).await?)
     }
@@ -87,7 +98,7 @@ impl Server {
     }
 
     /// Reads a status that is not 2xx.
-    async fn refused(&self, response: Response) -> Failure {
+    async fn refused(&self, response: Response, sent: &serde_json::Value) -> Failure {
         let status = response.status();
         let retry_after = retry_after(response.headers());
         if status == StatusCode::TOO_MANY_REQUESTS
@@ -96,7 +107,7 @@ impl Server {
             return LlmError::Throttled { retry_after }.into();
         }
         let body = read(response, MAX_ERROR_BYTES).await.unwrap_or_default();
-        let message = self.error_message(&body);
+        let message = without_echo(self.error_message(&body), texts(sent));
         if status.is_server_error() || is_passing(status) {
             return LlmError::Unavailable(format!("status {status}: {message}")).into();
         }

@@ -11,6 +11,7 @@ use reqwest::{
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
+use waybill_domain::without_echo;
 
 use crate::{ModelError, config::config_error};
 
@@ -83,12 +84,12 @@ impl Server {
         body: &serde_json::Value,
     ) -> Result<T, ModelError> {
         let url = self.url(path)?;
-        self.send(self.client.post(url).json(body)).await
+        self.send(self.client.post(url).json(body), Some(body)).await
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ModelError> {
         let url = self.url(path)?;
-        self.send(self.client.get(url)).await
+        self.send(self.client.get(url), None).await
     }
 
     /// Makes the error for an answer that arrived whole but cannot be used.
@@ -104,7 +105,11 @@ impl Server {
         ModelError::Unavailable { provider: self.provider, reason: reason.into() }
     }
 
-    async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ModelError> {
+    async fn send<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+        sent: Option<&serde_json::Value>,
+    ) -> Result<T, ModelError> {
         let _slot = self.slots.acquire().await.map_err(|_closed| self.unavailable("the provider is shutting down"))?;
         let request = match &self.key {
             Some(key) => request.header(AUTHORIZATION, self.bearer(key)?),
@@ -112,7 +117,7 @@ impl Server {
         };
         let response = request.send().await.map_err(|error| self.broken(error))?;
         if !response.status().is_success() {
-            return Err(self.refused(response).await);
+            return Err(self.refused(response, sent).await);
         }
         let body = self.read(response, MAX_ANSWER_BYTES).await?;
         serde_json::from_slice(&body).map_err(|error| {
@@ -155,7 +160,7 @@ impl Server {
     }
 
     /// Reads a status that is not 2xx.
-    async fn refused(&self, response: Response) -> ModelError {
+    async fn refused(&self, response: Response, sent: Option<&serde_json::Value>) -> ModelError {
         let status = response.status();
         let retry_after = retry_after(response.headers());
         if status == StatusCode::TOO_MANY_REQUESTS
@@ -163,7 +168,7 @@ impl Server {
         {
             return ModelError::Throttled { provider: self.provider, retry_after };
         }
-        let message = self.error_message(response).await;
+        let message = without_echo(self.error_message(response).await, sent.map(texts).unwrap_or_default());
         if status.is_server_error() || is_passing(status) {
             return self.unavailable(format!("status {status}: {message}"));
         }
@@ -190,6 +195,16 @@ impl Server {
             message = message.replace(key.expose_secret(), "[redacted]");
         }
         message
+    }
+}
+
+/// Lists every text in a request's body.
+fn texts(body: &serde_json::Value) -> Vec<&str> {
+    match body {
+        serde_json::Value::String(text) => vec![text],
+        serde_json::Value::Array(items) => items.iter().flat_map(texts).collect(),
+        serde_json::Value::Object(fields) => fields.values().flat_map(texts).collect(),
+        _ => Vec::new(),
     }
 }
 

@@ -16,7 +16,7 @@ use tonic::{
     transport::{Channel, ClientTlsConfig, Endpoint},
 };
 
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::{QdrantConfig, Result, VectorError, meter::CallMeter};
 
@@ -24,6 +24,9 @@ use crate::{QdrantConfig, Result, VectorError, meter::CallMeter};
 /// answer may take.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The operation that only asks whether the server answers.
+const HEALTH_CHECK: &str = "health_check";
 
 /// A client of one Qdrant. Clones share the connection.
 ///
@@ -112,7 +115,7 @@ impl Vectors {
     /// If it doesn't.
     pub async fn health(&self) -> Result<String> {
         let mut client = QdrantClient::new(self.channel.clone());
-        let reply = self.call("health_check", "", self.timeout, client.health_check(HealthCheckRequest {})).await?;
+        let reply = self.call(HEALTH_CHECK, "", self.timeout, client.health_check(HealthCheckRequest {})).await?;
         Ok(reply.version)
     }
 
@@ -138,15 +141,20 @@ impl Vectors {
         limit: Duration,
         answer: impl Future<Output = std::result::Result<Response<T>, Status>>,
     ) -> Result<T> {
-        let span = tracing::info_span!(
-            "qdrant",
-            otel.name = %format_args!("qdrant {operation}"),
-            otel.kind = "client",
-            otel.status_code = tracing::field::Empty,
-            db.system = "qdrant",
-            db.operation = operation,
-            db.collection = collection,
-        );
+        let span = if operation == HEALTH_CHECK {
+            // Asked every few seconds: no trace is made of it.
+            Span::none()
+        } else {
+            tracing::info_span!(
+                "qdrant",
+                otel.name = %format_args!("qdrant {operation}"),
+                otel.kind = "client",
+                otel.status_code = tracing::field::Empty,
+                db.system = "qdrant",
+                db.operation = operation,
+                db.collection = collection,
+            )
+        };
         let begun = Instant::now();
         let meter = self.meter.get();
         let in_flight = meter.map(CallMeter::begin);

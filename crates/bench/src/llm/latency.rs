@@ -85,7 +85,7 @@ async fn claim(stage: &Stage, job: JobId, committed: Instant) -> anyhow::Result<
 }
 
 /// Returns the least of the sorted values that `percent` of them don't exceed.
-fn percentile(sorted: &[f64], percent: usize) -> f64 {
+pub(crate) fn percentile(sorted: &[f64], percent: usize) -> f64 {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }

@@ -18,6 +18,7 @@ use anyhow::ensure;
 use serde::Serialize;
 
 use self::latency::Latency;
+pub(crate) use self::latency::percentile;
 use self::stage::Stage;
 use crate::eval::median;
 

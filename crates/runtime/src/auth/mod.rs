@@ -13,6 +13,8 @@ mod key;
 mod limits;
 mod policy;
 mod scan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::fmt;

@@ -27,6 +27,9 @@ const WATCHES: [&str; 3] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
+/// What the calls begin with that ask how a server is.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+
 /// What ends calls from outside.
 #[derive(Debug, Clone)]
 pub(super) struct Stops {
@@ -167,15 +170,20 @@ impl Call {
     fn begin(request: &Request<Body>, options: &CallLayer) -> Self {
         let method: Arc<str> = request.uri().path().into();
         let id = RequestId::of(request.headers());
-        let span = tracing::info_span!(
-            "grpc",
-            otel.name = method.trim_start_matches('/'),
-            otel.kind = "server",
-            rpc.system = "grpc",
-            rpc.grpc.status_code = tracing::field::Empty,
-            otel.status_code = tracing::field::Empty,
-            request_id = %id,
-        );
+        let span = if method.starts_with(HEALTH) {
+            // Asked every few seconds by whoever watches: no trace is made of it.
+            tracing::debug_span!("grpc", request_id = %id)
+        } else {
+            tracing::info_span!(
+                "grpc",
+                otel.name = method.trim_start_matches('/'),
+                otel.kind = "server",
+                rpc.system = "grpc",
+                rpc.grpc.status_code = tracing::field::Empty,
+                otel.status_code = tracing::field::Empty,
+                request_id = %id,
+            )
+        };
         trace::adopt(&span, request.headers(), &id);
         let measured = options.meter.begin(&method);
         let limit_key = options.limit_key;

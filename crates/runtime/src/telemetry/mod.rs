@@ -8,6 +8,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Context;
+use opentelemetry::KeyValue;
 use opentelemetry::metrics::MeterProvider;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::Resource;
@@ -18,6 +19,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
+use uuid::Uuid;
 
 pub use self::config::TelemetryConfig;
 pub use self::lines::{HumanLines, JsonLines};
@@ -125,7 +127,11 @@ pub fn start(service: &'static str, format: Format, config: &TelemetryConfig) ->
 fn resource(service: &'static str) -> Resource {
     Resource::builder()
         .with_service_name(service)
-        .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_attributes([
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+            // Replicas push the same metrics: this tells them apart.
+            KeyValue::new("service.instance.id", Uuid::now_v7().to_string()),
+        ])
         .build()
 }
 
@@ -137,7 +143,11 @@ fn log(format: Format, provider: &SdkTracerProvider) -> anyhow::Result<()> {
         Err(_) => EnvFilter::new(DEFAULT_FILTER),
     };
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
-    let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer("waybill"));
+    let traces = tracing_opentelemetry::layer()
+        .with_tracer(provider.tracer("waybill"))
+        .with_location(false)
+        .with_threads(false)
+        .with_tracked_inactivity(false);
 
     let human = match format {
         Format::Auto => std::io::stderr().is_terminal(),

@@ -163,7 +163,8 @@ async fn reply(stream: &mut BufReader<TcpStream>, passage: &str, mood: Mood) -> 
         Mood::Throttle => (429, "retry-after: 0\r\n", error),
         Mood::Pause => (429, "retry-after: 1\r\n", error),
         Mood::Fail => (500, "", error),
-        Mood::Refuse => (422, "", error),
+        // Some servers quote what they refuse.
+        Mood::Refuse => (422, "", json!({"error": {"message": format!("unusable input: {passage}")}}).to_string()),
         Mood::Rubbish => (200, "", completion("I'd rather talk about the weather.".to_owned())),
         Mood::Cut => {
             let _cut = stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n{\"id\":").await;

@@ -33,6 +33,7 @@ mod python_worker;
 mod repair;
 mod restore;
 mod scrub;
+mod signals;
 #[cfg(feature = "embedded")]
 mod up;
 mod verified;

@@ -156,17 +156,23 @@ async fn a_request_bears_the_trace_of_the_call_that_asked_for_it_to_its_end() {
     assert_eq!((job.done_count, job.dead_count, job.entities_complete_count), (2, 1, 2), "{job:?}");
     let trace = "COPY (SELECT DISTINCT trace_id FROM dead_letter) TO STDOUT";
     assert_eq!(psql(&world.db.url, trace).await.unwrap().trim(), TRACE);
-    // What the facts made is of the same trace.
-    let rows = "COPY (SELECT DISTINCT split_part(headers::jsonb ->> 'traceparent', '-', 2)
-                      FROM outbox WHERE kind IN ('llm_request', 'extraction', 'entity')) TO STDOUT";
-    assert_eq!(psql(&world.db.url, rows).await.unwrap().trim(), TRACE);
+    // What the facts made is of the worker's trace, which is linked to this one, and of the same request.
+    let of = |kinds: &str, what: &str| {
+        format!("COPY (SELECT DISTINCT {what} FROM outbox WHERE kind IN ({kinds})) TO STDOUT")
+    };
+    let trace = "split_part(headers::jsonb ->> 'traceparent', '-', 2)";
+    assert_eq!(psql(&world.db.url, &of("'llm_request'", trace)).await.unwrap().trim(), TRACE);
+    let workers = psql(&world.db.url, &of("'extraction', 'entity'", trace)).await.unwrap();
+    assert!(workers.lines().count() == 2 && !workers.contains(TRACE), "one for each passage: {workers}");
+    let requests = of("'llm_request', 'extraction', 'entity'", "headers::jsonb ->> 'x-request-id'");
+    assert_eq!(psql(&world.db.url, &requests).await.unwrap().lines().count(), 1);
 
     let asked_for = ListRequestsRequest { project: "p".to_owned(), job_id: job.id.clone(), ..Default::default() };
     let requests = pages(&mut client, asked_for.clone()).await;
     assert_eq!(requests.len(), 3);
     let dead: Vec<&ExtractionRequest> =
         requests.iter().filter(|request| request.state() == RequestState::Dead).collect();
-    assert!(dead.len() == 1 && dead[0].last_error.contains("on purpose"), "{dead:?}");
+    assert!(dead.len() == 1 && dead[0].last_error.contains("422"), "{dead:?}");
     assert_eq!((dead[0].last_error_class.as_str(), dead[0].source_uri.as_str()), ("permanent", "docs-0.txt"));
     let only_done = ListRequestsRequest { state: RequestState::Done.into(), ..asked_for };
     for done in pages(&mut client, only_done).await {

@@ -51,10 +51,16 @@ impl Place {
         let mut command = waybill(self.dir.path());
         command.envs(variables.iter().copied());
         command.args(["up", "--free-ports", "--data-dir"]).arg(self.data_dir());
-        command.arg("--model-dir").arg(model());
+        command.arg("--model-dir").arg(model()).envs(variables.iter().copied());
         let up = Program::spawn(command.into()).unwrap();
         up.line("Waybill is up", UP_LIMIT).await.unwrap();
         up
+    }
+
+    /// Reads where what is up answers.
+    pub(crate) fn endpoints(&self) -> Value {
+        let file = std::fs::read_to_string(self.data_dir().join("endpoints.json")).unwrap();
+        serde_json::from_str(&file).unwrap()
     }
 
     /// Runs a client command on what is up.

@@ -25,7 +25,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Finds a port that nobody listens on, below those that the system takes for outgoing
 /// connections: a service that is down for a moment would lose its own to one of them.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static ASKED: AtomicU32 = AtomicU32::new(0);
     loop {
         // Processes that run beside each other begin apart.
@@ -248,6 +248,11 @@ impl World {
 
     pub(crate) async fn kill_qdrant(&mut self) {
         self.qdrant.kill9().await.unwrap();
+        self.qdrant = start_qdrant(self.dir.path(), self.ports.qdrant).await;
+    }
+
+    /// Starts Qdrant after it was killed.
+    pub(crate) async fn start_qdrant(&mut self) {
         self.qdrant = start_qdrant(self.dir.path(), self.ports.qdrant).await;
     }
 
