@@ -10,7 +10,7 @@ const PARTS: [&str; 3] = ["_bucket", "_count", "_sum"];
 pub struct Documented {
     plain: BTreeSet<String>,
     histograms: BTreeSet<String>,
-    /// What stands in backticks in the row of each: the values of its labels among it.
+    /// What stands in backticks in the section of each: the values of its labels among it.
     said: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -25,13 +25,16 @@ impl Documented {
 
     fn parse(text: &str) -> Self {
         let mut documented = Self { plain: BTreeSet::new(), histograms: BTreeSet::new(), said: BTreeMap::new() };
-        for line in text.lines().filter(|line| line.starts_with("| `waybill_")) {
-            let mut cells = line.split('|').map(str::trim).skip(1);
-            let name = cells.next().unwrap_or_default().trim_matches('`').to_owned();
-            let is_histogram = cells.next().is_some_and(|kind| kind.contains("histogram"));
-            let set = if is_histogram { &mut documented.histograms } else { &mut documented.plain };
-            set.insert(name.clone());
-            documented.said.insert(name, line.split('`').skip(1).step_by(2).map(str::to_owned).collect());
+        for section in text.split("\n## ") {
+            let said: BTreeSet<_> = section.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+            for line in section.lines().filter(|line| line.starts_with("| `waybill_")) {
+                let mut cells = line.split('|').map(str::trim).skip(1);
+                let name = cells.next().unwrap_or_default().trim_matches('`').to_owned();
+                let is_histogram = cells.next().is_some_and(|kind| kind.contains("histogram"));
+                let set = if is_histogram { &mut documented.histograms } else { &mut documented.plain };
+                set.insert(name.clone());
+                documented.said.insert(name, said.clone());
+            }
         }
         documented
     }
@@ -44,7 +47,7 @@ impl Documented {
         self.plain.contains(series) || is_part()
     }
 
-    /// Tells whether the row of a series names a value of a label.
+    /// Tells whether the section of a series names a value of a label.
     #[must_use]
     pub fn names_value(&self, series: &str, value: &str) -> bool {
         let metric =
