@@ -59,7 +59,7 @@ pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shut
     let tasks = shutdown.tasks();
     let meter = LlmMeter::new(&deps.signals.meter, provider.llm.name());
     let monitor = Monitor::new(&deps, Arc::clone(&governor), provider.llm.name());
-    tasks.spawn("metrics", monitor.run(shutdown.soft()));
+    tasks.spawn("metrics", Box::pin(monitor.run(shutdown.soft())));
     tasks.spawn(
         "find what redis lost",
         sweep::run(deps.db.clone(), deps.queue.clone(), config.clone(), bell.clone(), meter.clone(), shutdown.soft()),

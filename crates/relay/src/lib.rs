@@ -89,7 +89,7 @@ pub async fn run(config: Config, deps: Deps, listener: impl Into<Listener>, shut
     let scrubber = Scrubber { verifier, config: config.scrub.clone(), owner };
     let stopping = shutdown.soft();
     tasks.spawn("metrics", async {
-        monitor.run(stopping).await;
+        Box::pin(monitor.run(stopping)).await;
         Ok(())
     });
     let stopping = shutdown.soft();

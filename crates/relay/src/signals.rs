@@ -94,7 +94,8 @@ impl Monitor {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
-        stopping.run_until_cancelled(async { tokio::join!(sampling, looking) }).await;
+        let both = Box::pin(async { tokio::join!(sampling, looking) });
+        stopping.run_until_cancelled(both).await;
         self.signals.components.release(STALLED);
     }
 

@@ -7,12 +7,13 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
+use waybill_domain::{Clock, SystemClock};
 
 /// How long a component may take to answer when it is asked how it is.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -180,7 +181,7 @@ impl Components {
 }
 
 fn now_unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    u64::try_from(SystemClock.now().timestamp()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -45,7 +45,11 @@ impl Default for Signals {
 
 /// Renders what was measured. One without a meter behind it renders nothing.
 #[derive(Debug, Clone, Default)]
-pub struct Scrape(Registry);
+pub struct Scrape {
+    registry: Registry,
+    /// What is measured ends with its provider.
+    _provider: Option<SdkMeterProvider>,
+}
 
 impl Scrape {
     /// Returns all metrics in Prometheus' text format. Reads memory alone.
@@ -53,7 +57,7 @@ impl Scrape {
     /// # Errors
     /// When two instruments contradict each other.
     pub fn render(&self) -> anyhow::Result<String> {
-        TextEncoder::new().encode_to_string(&self.0.gather()).context("write the metrics")
+        TextEncoder::new().encode_to_string(&self.registry.gather()).context("write the metrics")
     }
 }
 
@@ -79,7 +83,8 @@ impl Metrics {
         if let Some(push) = push {
             provider = provider.with_reader(push);
         }
-        Ok(Self { provider: provider.build(), scrape: Scrape(registry) })
+        let provider = provider.build();
+        Ok(Self { scrape: Scrape { registry, _provider: Some(provider.clone()) }, provider })
     }
 }
 

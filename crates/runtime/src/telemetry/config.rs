@@ -49,7 +49,7 @@ impl TelemetryConfig {
         if !url.is_empty() && url.parse::<http::Uri>().map_or(true, |uri| uri.host().is_none() || !is_http(&uri)) {
             let fix = "write http://host:4317, or https://; empty sends nothing";
             return Err(ConfigError::invalid(
-                &key("otlp_endpoint"),
+                key("otlp_endpoint"),
                 format!("{url:?}"),
                 "is no address of a collector",
                 fix,
@@ -57,12 +57,12 @@ impl TelemetryConfig {
         }
         if !(0.0..=1.0).contains(&self.trace_ratio) {
             let fix = "write a share from 0 to 1";
-            return Err(ConfigError::invalid(&key("trace_ratio"), self.trace_ratio, "is no share", fix));
+            return Err(ConfigError::invalid(key("trace_ratio"), self.trace_ratio, "is no share", fix));
         }
         if !(1_000..=3_600_000).contains(&self.metrics_interval_ms) {
             let fix = "write 1000 to 3600000";
             return Err(ConfigError::invalid(
-                &key("metrics_interval_ms"),
+                key("metrics_interval_ms"),
                 self.metrics_interval_ms,
                 "is out of range",
                 fix,
@@ -70,7 +70,7 @@ impl TelemetryConfig {
         }
         if self.metadata().is_none() {
             let fix = "write name=value,name=value in ASCII, names in lower case";
-            return Err(ConfigError::invalid(&key("otlp_headers"), "[hidden]", "can't be sent as headers", fix));
+            return Err(ConfigError::invalid(key("otlp_headers"), "[hidden]", "can't be sent as headers", fix));
         }
         Ok(())
     }

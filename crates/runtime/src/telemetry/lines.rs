@@ -53,6 +53,9 @@ where
         line.put("level", event.metadata().level().as_str());
         line.put("target", event.metadata().target());
         event.record(&mut line);
+        // Some libraries name their events in place of a message.
+        let name = line.0.get("name").cloned().unwrap_or_else(|| event.metadata().name().into());
+        line.0.entry("message").or_insert(name);
         let place = Place::here();
         if let Some(span) = place.span {
             line.put("trace_id", span.trace_id().to_string());

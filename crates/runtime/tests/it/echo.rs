@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 use waybill_runtime::grpc::{GrpcOptions, Health, Listener, Peer, serve};
 use waybill_runtime::trace::RequestId;
-use waybill_runtime::{Shutdown, trace};
+use waybill_runtime::{Shutdown, Signals, trace};
 
 /// The smallest limit that still lets every other test message through.
 pub(crate) const LIMIT_BYTES: usize = 1_024;
@@ -152,17 +152,26 @@ pub(crate) struct Running {
 }
 
 pub(crate) async fn start(deadline: Duration) -> Running {
-    start_on(deadline, Listener::from).await
+    start_on(deadline, &Signals::default(), Listener::from).await
 }
 
-/// Starts it behind what `listener` makes.
-pub(crate) async fn start_on(deadline: Duration, make: impl FnOnce(TcpListener) -> Listener) -> Running {
+/// Starts it with what it measures with.
+pub(crate) async fn start_with(deadline: Duration, signals: &Signals) -> Running {
+    start_on(deadline, signals, Listener::from).await
+}
+
+/// Starts it behind what `make` makes.
+pub(crate) async fn start_on(
+    deadline: Duration,
+    signals: &Signals,
+    make: impl FnOnce(TcpListener) -> Listener,
+) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     let shutdown = Shutdown::manual(deadline);
     let service = EchoService::default();
     let gate = Arc::clone(&service.gate);
-    let options = GrpcOptions::new(&[SERVICE], &[]).with_limit_key("echo.max_message_bytes");
+    let options = GrpcOptions::new(&[SERVICE], &[]).with_limit_key("echo.max_message_bytes").with_signals(signals);
     let health = options.health();
     let served = tokio::spawn(serve(make(listener), Routes::new(service), options, shutdown.clone()));
     let channel = waybill_runtime::grpc::channel(&format!("http://{address}")).expect("channel");

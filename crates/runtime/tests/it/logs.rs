@@ -8,7 +8,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::echo::{LONG, RawEcho, echo, start};
 
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -30,7 +30,7 @@ impl<'a> MakeWriter<'a> for Lines {
 }
 
 impl Lines {
-    fn with(&self, part: &str) -> Vec<String> {
+    pub(crate) fn with(&self, part: &str) -> Vec<String> {
         let text = String::from_utf8(self.0.lock().expect("lines").clone()).expect("text");
         text.lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
     }

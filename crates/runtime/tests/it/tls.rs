@@ -6,6 +6,7 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
 use tonic::Code;
+use waybill_runtime::Signals;
 use waybill_runtime::auth::Guard;
 use waybill_runtime::config::Secret;
 use waybill_runtime::grpc::{ClientOptions, Listener, peer};
@@ -59,7 +60,7 @@ impl Secured {
             std::fs::write(&config.client_ca_file, &client_ca.pem).unwrap();
         }
         let tls = ServerTls::load(&config).unwrap();
-        let server = start_on(LONG, |tcp| Listener::new(tcp, tls, Guard::open())).await;
+        let server = start_on(LONG, &Signals::default(), |tcp| Listener::new(tcp, tls, Guard::open())).await;
         Self { dir, server }
     }
 

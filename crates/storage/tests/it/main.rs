@@ -5,6 +5,7 @@ mod cache;
 mod capture;
 mod extraction;
 mod freshness;
+mod gauges;
 mod hydrate;
 mod projects;
 mod provenance;

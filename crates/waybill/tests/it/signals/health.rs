@@ -53,6 +53,17 @@ async fn a_store_that_is_away_degrades_and_is_said() {
     let (_, brief) = http::get(&admin, "/healthz").await;
     assert!(brief.contains("qdrant is down") && !brief.contains("components"), "{brief}");
 
+    // What can't be delivered names the request that it comes from.
+    let docs = world.dir.path().join("docs");
+    std::fs::create_dir_all(&docs).unwrap();
+    std::fs::write(docs.join("a.txt"), "A ferry leaves the harbour at seven.").unwrap();
+    world.import(&docs).wait(PATIENCE).await.unwrap();
+    let failed = world.relay.line("delivery failed", PATIENCE).await.unwrap();
+    let failed: Value = serde_json::from_str(&failed).unwrap();
+    for field in ["request_id", "trace_id", "span_id"] {
+        assert!(failed[field].as_str().is_some_and(|id| id.len() >= 16), "{field} is missing: {failed}");
+    }
+
     world.postgres.server_mut().kill9().unwrap();
     eventually("that Postgres is down is said", PATIENCE, async || {
         is_up(&health(&admin).await.1, "postgres") == Some(false)

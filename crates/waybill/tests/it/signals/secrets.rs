@@ -1,7 +1,5 @@
 //! What must never stand in a log: the text of documents, prompts, keys and passwords.
 
-use std::time::Duration;
-
 use serde_json::Value;
 use waybill_testkit::{Program, Signal, TestPostgres, eventually};
 
@@ -96,6 +94,8 @@ async fn noisy_life(format: &str) -> Vec<String> {
 
 async fn stop(up: &mut Program) {
     up.signal(Signal::SIGTERM).unwrap();
-    // Whether it ends well without its database is another test's.
-    let _ = up.wait(STOP_LIMIT + Duration::from_secs(30)).await;
+    up.line("stopping, a second signal", STOP_LIMIT).await.unwrap();
+    // At once: whether it ends well without its database is another test's.
+    up.signal(Signal::SIGINT).unwrap();
+    up.wait(STOP_LIMIT).await.unwrap();
 }

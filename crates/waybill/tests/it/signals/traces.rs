@@ -62,7 +62,7 @@ async fn one_put_is_followed_to_the_point_and_to_the_models_call() {
     let endpoints = place.endpoints();
     let channel = |name: &str| waybill_runtime::grpc::channel(endpoints[name].as_str().unwrap()).unwrap();
     let mut ingestion = IngestionServiceClient::new(channel("ingestion"));
-    let project = CreateProjectRequest { name: "p".to_owned(), ..Default::default() };
+    let project = CreateProjectRequest { name: "p".to_owned() };
     ingestion.create_project(project).await.unwrap();
     let job = StartExtractionRequest { project: "p".to_owned(), follow: true, ..Default::default() };
     ExtractionServiceClient::new(channel("extraction")).start_extraction(job).await.unwrap();
