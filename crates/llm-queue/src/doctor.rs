@@ -1,8 +1,7 @@
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use deadpool_redis::redis::cmd;
-use waybill_domain::Checkup;
+use waybill_domain::{Checkup, Clock as _, SystemClock};
 
 use crate::{LlmQueue, Result};
 
@@ -43,9 +42,7 @@ impl LlmQueue {
     /// Returns how many milliseconds the server's clock is ahead of ours.
     async fn clock(&self) -> Result<i64> {
         let (seconds, micros): (i64, i64) = self.shared.connections.session().await?.command(&cmd("TIME")).await?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
-        Ok(seconds * 1_000 + micros / 1_000 - now_ms)
+        Ok(seconds * 1_000 + micros / 1_000 - SystemClock.now().timestamp_millis())
     }
 
     /// Tries what the queue does all the time, on a key that nobody has.

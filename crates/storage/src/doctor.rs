@@ -1,8 +1,6 @@
 //! What is known to bite in a Postgres.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use waybill_domain::Checkup;
+use waybill_domain::{Checkup, Clock as _, SystemClock};
 
 use crate::{Db, Result, SCHEMA_VERSION, StorageError};
 
@@ -76,7 +74,6 @@ async fn server(db: &Db) -> Result<Server> {
     )
     .fetch_one(db.pool())
     .await?;
-    let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     Ok(Server {
         version: row.version,
         is_replica: row.is_replica,
@@ -86,7 +83,7 @@ async fn server(db: &Db) -> Result<Server> {
         connections_used: row.connections_used,
         oldest_transaction_s: row.oldest_s.unwrap_or_default(),
         oldest_transaction: row.oldest,
-        skew_ms: row.now_ms - i64::try_from(ours.as_millis()).unwrap_or(i64::MAX),
+        skew_ms: row.now_ms - SystemClock.now().timestamp_millis(),
     })
 }
 
