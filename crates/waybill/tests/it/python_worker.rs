@@ -67,6 +67,7 @@ impl Python {
             &proto,
             &format!("--python_out={out}"),
             &format!("--grpc_python_out={out}"),
+            "waybill/common/v1/access.proto",
             "waybill/extraction/v1/extraction.proto",
         ]);
         assert!(protoc.wait(PATIENCE).await.unwrap().success(), "{:?}", protoc.output());
