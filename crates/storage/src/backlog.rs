@@ -39,23 +39,13 @@ pub async fn estimate(db: &Db, sink: SinkName) -> Result<u64> {
         return Ok(0);
     }
     let sample = sample(span.closed, span.head, &mut rand::rng());
-    // LIMIT keeps the planner from making joins of these, see `sources::read`.
+    // LIMIT keeps the planner from making a join of it, see `sources::read`.
     let dirty = sqlx::query_scalar!(
-        r#"SELECT coalesce(sum(p.weight), 0) AS "dirty!"
+        r#"SELECT coalesce(sum(p.weight) FILTER (WHERE d.dirty), 0) AS "dirty!"
            FROM unnest($2::bigint[], $3::double precision[]) AS p (seq, weight)
            CROSS JOIN LATERAL (
-               SELECT o.kind, o.key FROM outbox o WHERE o.sink = $1 AND o.seq = p.seq LIMIT 1) AS o
-           LEFT JOIN LATERAL (
-               SELECT v.version FROM (
-                   SELECT version FROM chunk WHERE o.kind = 'chunk' AND id = o.key
-                   UNION ALL SELECT version FROM extraction WHERE o.kind = 'extraction' AND id = o.key
-                   UNION ALL SELECT version FROM entity WHERE o.kind = 'entity' AND id = o.key) AS v
-               LIMIT 1) AS k ON true
-           LEFT JOIN LATERAL (
-               SELECT s.version, s.deleted FROM index_state s
-               WHERE s.sink = $1 AND s.kind = o.kind AND s.key = o.key LIMIT 1) AS i ON true
-           WHERE CASE WHEN k.version IS NULL THEN i.version IS NOT NULL AND NOT i.deleted
-                      ELSE i.version IS NULL OR i.deleted OR i.version < k.version END"#,
+               SELECT o.kind, o.key, o.created_at FROM outbox o WHERE o.sink = $1 AND o.seq = p.seq LIMIT 1) AS o
+           CROSS JOIN LATERAL unconfirmed($1, o.kind, o.key, o.created_at) AS d"#,
         sink.as_str(),
         &sample.seqs,
         &sample.weights

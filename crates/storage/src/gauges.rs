@@ -81,7 +81,7 @@ struct Lag {
 }
 
 async fn sink_lag(connection: &mut PgConnection, sink: SinkName) -> Result<Lag> {
-    // As in `status::sink_lag`; a key that was refused or given up waits elsewhere.
+    // A key that was refused or given up waits elsewhere.
     let row = sqlx::query!(
         r#"WITH unread AS MATERIALIZED (
                SELECT o.kind, o.key, o.created_at
@@ -91,23 +91,10 @@ async fn sink_lag(connection: &mut PgConnection, sink: SinkName) -> Result<Lag> 
            SELECT count(*) AS "looked!", count(*) FILTER (WHERE d.dirty) AS "rows!",
                   extract(epoch FROM now() - min(u.created_at) FILTER (WHERE d.dirty AND NOT g.given_up))::float8 AS oldest_s,
                   extract(epoch FROM now() - min(u.created_at) FILTER (WHERE d.dirty AND NOT g.given_up AND NOT g.refused))::float8 AS untried_s
-           FROM unread u
-           LEFT JOIN LATERAL (
-               SELECT version FROM chunk WHERE u.kind = 'chunk' AND id = u.key
-               UNION ALL SELECT version FROM extraction WHERE u.kind = 'extraction' AND id = u.key
-               UNION ALL SELECT version FROM entity WHERE u.kind = 'entity' AND id = u.key) AS k ON true
-           LEFT JOIN llm_request r ON u.kind = 'llm_request' AND r.id = u.key
-           LEFT JOIN LATERAL (
-               SELECT s.version, s.deleted, s.confirmed_at FROM index_state s
-               WHERE s.sink = $1 AND s.kind = u.kind AND s.key = u.key LIMIT 1) AS i ON true
-           CROSS JOIN LATERAL (SELECT CASE
-               WHEN u.kind = 'llm_request' THEN coalesce(r.state = 'pending', false)
-               WHEN k.version IS NULL THEN i.version IS NOT NULL AND NOT i.deleted
-               ELSE i.version IS NULL OR i.deleted OR i.version < k.version
-                    OR i.confirmed_at < u.created_at END AS dirty) AS d
+           FROM unread u CROSS JOIN LATERAL unconfirmed($1, u.kind, u.key, u.created_at) AS d
            CROSS JOIN LATERAL (SELECT
-               d.dirty AND EXISTS (SELECT FROM outbox_retry q WHERE q.sink = $1 AND q.kind = u.kind AND q.key = u.key) AS refused,
-               d.dirty AND EXISTS (SELECT FROM dead_letter q WHERE q.sink = $1 AND q.kind = u.kind AND q.key = u.key) AS given_up) AS g"#,
+               d.dirty AND (SELECT true FROM outbox_retry q WHERE q.sink = $1 AND q.kind = u.kind AND q.key = u.key LIMIT 1) IS TRUE AS refused,
+               d.dirty AND (SELECT true FROM dead_letter q WHERE q.sink = $1 AND q.kind = u.kind AND q.key = u.key LIMIT 1) IS TRUE AS given_up) AS g"#,
         sink.as_str(),
         LOG_ROWS_MAX
     )

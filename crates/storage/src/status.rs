@@ -58,7 +58,6 @@ pub async fn sink_lag(db: &Db, sink: SinkName) -> Result<SinkLag> {
     )
     .fetch_all(&mut *tx)
     .await?;
-    // LIMIT keeps the planner from making a join of it, see `sources::read`.
     let lags = sqlx::query!(
         r#"WITH unread AS MATERIALIZED (
                SELECT o.lane, o.kind, o.key, o.created_at
@@ -68,21 +67,7 @@ pub async fn sink_lag(db: &Db, sink: SinkName) -> Result<SinkLag> {
            SELECT u.lane AS "lane!", count(*) AS "looked!",
                   count(*) FILTER (WHERE d.dirty) AS "lag!",
                   min(u.created_at) FILTER (WHERE d.dirty) AS oldest
-           FROM unread u
-           LEFT JOIN LATERAL (
-               SELECT version FROM chunk WHERE u.kind = 'chunk' AND id = u.key
-               UNION ALL SELECT version FROM extraction WHERE u.kind = 'extraction' AND id = u.key
-               UNION ALL SELECT version FROM entity WHERE u.kind = 'entity' AND id = u.key) AS k ON true
-           LEFT JOIN llm_request r ON u.kind = 'llm_request' AND r.id = u.key
-           LEFT JOIN LATERAL (
-               SELECT s.version, s.deleted, s.confirmed_at FROM index_state s
-               WHERE s.sink = $1 AND s.kind = u.kind AND s.key = u.key LIMIT 1) AS i ON true
-           CROSS JOIN LATERAL (SELECT CASE
-               WHEN u.kind = 'llm_request' THEN coalesce(r.state = 'pending', false)
-               WHEN k.version IS NULL THEN i.version IS NOT NULL AND NOT i.deleted
-               ELSE i.version IS NULL OR i.deleted OR i.version < k.version
-                    -- Asked for again, whatever was confirmed.
-                    OR i.confirmed_at < u.created_at END AS dirty) AS d
+           FROM unread u CROSS JOIN LATERAL unconfirmed($1, u.kind, u.key, u.created_at) AS d
            GROUP BY u.lane"#,
         sink.as_str(),
         LAG_ROWS_MAX

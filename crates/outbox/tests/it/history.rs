@@ -380,7 +380,10 @@ impl World {
             } else {
                 let attempts = self.pg.retries.entry(key).or_default();
                 if !self.has_overflown {
-                    assert_eq!(failed_before, *attempts, "what is known of the failures of {key:?}, and how many it had");
+                    assert_eq!(
+                        failed_before, *attempts,
+                        "what is known of the failures of {key:?}, and how many it had"
+                    );
                 }
                 *attempts = (*attempts + 1).max(failed_before + 1);
             }

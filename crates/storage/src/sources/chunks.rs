@@ -97,8 +97,11 @@ impl<'a> Plan<'a> {
 }
 
 async fn standing(connection: &mut PgConnection, sources: &[Uuid]) -> Result<HashMap<Uuid, Standing>> {
+    // OFFSET keeps the planner from making a join of it, see `sources::read`.
     let rows = sqlx::query!(
-        "SELECT id, source_id, ordinal, headings, start_byte, end_byte, token_count FROM chunk WHERE source_id = ANY($1)",
+        "SELECT c.id, c.source_id, c.ordinal, c.headings, c.start_byte, c.end_byte, c.token_count
+         FROM unnest($1::uuid[]) AS n (id)
+         CROSS JOIN LATERAL (SELECT * FROM chunk WHERE chunk.source_id = n.id OFFSET 0) AS c",
         sources
     )
     .fetch_all(connection)

@@ -108,7 +108,8 @@ impl TryFrom<Row> for Source {
 // `index_state` is asked by subqueries: for a join the planner, as long as it has no fresh
 // statistics, takes the sink and the kind for selective and reads all of their rows for each chunk.
 // And all of it stands in subqueries with LIMIT: of an EXISTS the planner may make a hash of every
-// chunk there is.
+// chunk there is. The same goes for lookups by many keys: a connection that plans them while tables
+// are empty would keep reading the tables whole, until Postgres analyses them.
 
 /// Returns a source, with its readable text if `with_text`.
 ///

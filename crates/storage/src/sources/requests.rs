@@ -33,11 +33,14 @@ pub(super) async fn recall(connection: &mut PgConnection, keys: &[&SourceKey]) -
     if ids.is_empty() {
         return Ok(Memory::new());
     }
+    // LIMIT keeps the planner from making a join of it, see `sources::read`.
     let rows = sqlx::query!(
         "SELECT r.project_id, r.request_id, r.fingerprint, r.source_id, r.outcome, r.version,
                 r.chunk_count, r.chunks_added, r.chunks_removed
          FROM unnest($1::uuid[], $2::text[]) AS n (project_id, request_id)
-         JOIN put_request r USING (project_id, request_id)",
+         CROSS JOIN LATERAL (
+             SELECT * FROM put_request p
+             WHERE p.project_id = n.project_id AND p.request_id = n.request_id LIMIT 1) AS r",
         &projects,
         &ids as &[&str]
     )

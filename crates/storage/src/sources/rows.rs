@@ -34,6 +34,7 @@ pub(super) async fn existing_projects(connection: &mut PgConnection, keys: &[&So
 ///
 /// Postgres compares the metadata: its numbers are exact, ours went through a float.
 pub(super) async fn compare(connection: &mut PgConnection, keys: &[&SourceKey]) -> Result<HashMap<Uuid, Stored>> {
+    // LIMIT keeps the planner from making a join of it, see `sources::read`.
     let rows = sqlx::query!(
         r#"SELECT s.id, s.version, s.chunk_count,
                   extract(epoch FROM s.provisional_until - clock_timestamp())::double precision AS provisional_s,
@@ -43,7 +44,7 @@ pub(super) async fn compare(connection: &mut PgConnection, keys: &[&SourceKey]) 
                             ELSE s.title = n.title AND NOT s.title_derived END) AS "same!"
            FROM unnest($1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::jsonb[], $6::text[])
                     AS n (id, content_hash, media_type, chunker, metadata, title)
-           JOIN source s USING (id)"#,
+           CROSS JOIN LATERAL (SELECT * FROM source WHERE source.id = n.id LIMIT 1) AS s"#,
         &keys.iter().map(|key| key.source_id().as_uuid()).collect::<Vec<_>>(),
         &keys.iter().map(|key| key.content_hash.as_bytes().as_slice()).collect::<Vec<_>>() as &[&[u8]],
         &keys.iter().map(|key| key.media_type.as_str()).collect::<Vec<_>>() as &[&str],
@@ -74,9 +75,14 @@ pub(super) async fn lock(connection: &mut PgConnection, items: &[&NewSource]) ->
         .fetch_all(&mut *connection)
         .await?;
     let sources: Vec<Uuid> = items.iter().map(|item| item.key.source_id().as_uuid()).collect();
-    let locked = sqlx::query_scalar!("SELECT id FROM source WHERE id = ANY($1) ORDER BY id FOR UPDATE", &sources)
-        .fetch_all(connection)
-        .await?;
+    // LIMIT keeps the planner from reading all of the table, see `sources::read`.
+    let locked = sqlx::query_scalar!(
+        "SELECT s.id FROM (SELECT id FROM unnest($1::uuid[]) AS k (id) ORDER BY id) AS n
+         CROSS JOIN LATERAL (SELECT id FROM source WHERE source.id = n.id LIMIT 1 FOR UPDATE) AS s",
+        &sources
+    )
+    .fetch_all(connection)
+    .await?;
     Ok(locked.into_iter().collect())
 }
 

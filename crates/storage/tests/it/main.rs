@@ -7,6 +7,7 @@ mod extraction;
 mod freshness;
 mod gauges;
 mod hydrate;
+mod plans;
 mod projects;
 mod provenance;
 mod provisional;

@@ -64,13 +64,16 @@ impl Fixture {
 }
 
 pub(crate) fn connect(url: &str) -> Db {
-    Db::connect(&DbConfig {
+    Db::connect(&config(url)).unwrap()
+}
+
+pub(crate) fn config(url: &str) -> DbConfig {
+    DbConfig {
         url: url.to_owned(),
         max_connections: 16,
         acquire_timeout: Duration::from_secs(20),
         application_name: "test".to_owned(),
-    })
-    .unwrap()
+    }
 }
 
 /// A source with one chunk for each of `passages`.
