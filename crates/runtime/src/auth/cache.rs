@@ -40,6 +40,16 @@ impl Cache {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How long an answer of the store counts.
+    pub(super) const fn keep(&self) -> Duration {
+        self.keep
+    }
+
+    /// Until when what the store said of a key counts; `None` if it is not remembered.
+    pub(super) fn fresh_until(&self, hash: &[u8; 32]) -> Option<Instant> {
+        self.lock().get(hash).map(|entry| entry.asked_at + self.keep)
+    }
+
     /// Returns what the store said, if it was asked not long ago.
     pub(super) fn fresh(&self, hash: &[u8; 32]) -> Option<Option<Known>> {
         let entries = self.lock();

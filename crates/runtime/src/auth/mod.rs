@@ -10,6 +10,7 @@ mod body;
 mod cache;
 mod caller;
 mod key;
+mod lease;
 mod limits;
 mod policy;
 mod scan;
@@ -41,6 +42,7 @@ use crate::status;
 
 pub(crate) use self::audit::{Auditor, Record};
 pub(crate) use self::body::GuardedBody;
+pub(crate) use self::lease::KeyLease;
 pub(crate) use self::limits::Running;
 pub(crate) use self::policy::{Access, Policy, Scope};
 
@@ -49,6 +51,9 @@ const LOOKUPS_AT_A_TIME: usize = 8;
 
 /// How long a caller is told to wait when keys can't be looked up.
 const LOOKUP_RETRY: Duration = Duration::from_secs(1);
+
+/// Why a call is not let in when keys can't be looked up.
+const UNAVAILABLE: &str = "unavailable";
 
 /// The service that our own services may call with the key they share.
 const FOR_SERVICES: &str = "/waybill.embedding.v1.EmbeddingService/";
@@ -108,7 +113,7 @@ pub struct Guard {
     auditor: Option<Auditor>,
 }
 
-struct Keys {
+pub(crate) struct Keys {
     source: Arc<dyn KeySource>,
     /// Keys of the configuration, by their hash.
     fixed: HashMap<[u8; 32], Known>,
@@ -116,6 +121,12 @@ struct Keys {
     defaults: KeyLimits,
     cache: Cache,
     lookups: Semaphore,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keys")
+    }
 }
 
 impl fmt::Debug for Guard {
@@ -130,6 +141,7 @@ pub(crate) struct Admitted {
     pub(crate) caller: Caller,
     pub(crate) running: Running,
     pub(crate) max_message_bytes: Option<u64>,
+    pub(crate) lease: KeyLease,
 }
 
 /// Counts what was not let in. Clones share the count.
@@ -208,15 +220,10 @@ impl Guard {
     ) -> Result<Admitted, Denied> {
         let (Some(keys), false) = (&self.keys, method.starts_with(OPEN)) else {
             let (caller, running) = (Caller::anybody(), Running::uncounted());
-            return Ok(Admitted { caller, running, max_message_bytes: None });
+            return Ok(Admitted { caller, running, max_message_bytes: None, lease: KeyLease::for_ever() });
         };
         let hash = presented(headers)?;
-        let known = keys.find(&hash).await?;
-        match known.state {
-            KeyState::Active => {}
-            KeyState::Revoked => return Err(unauthenticated("KEY_REVOKED", "revoked", "this key was revoked")),
-            KeyState::Expired => return Err(unauthenticated("KEY_EXPIRED", "expired", "this key has expired")),
-        }
+        let known = keys.find(&hash).await?.good()?;
         let caller = known.caller;
         let only_services = keys.service_key == Some(hash);
         if only_services && !method.starts_with(FOR_SERVICES) {
@@ -226,7 +233,19 @@ impl Guard {
             permit(method, access, &caller)?;
         }
         let running = known.usage.admit().map_err(|(status, reason)| Denied { status, reason })?;
-        Ok(Admitted { caller, running, max_message_bytes: known.usage.limits().max_message_bytes })
+        let lease = KeyLease::of(keys, hash);
+        Ok(Admitted { caller, running, max_message_bytes: known.usage.limits().max_message_bytes, lease })
+    }
+}
+
+impl Known {
+    /// Says no to a key that was good once.
+    fn good(self) -> Result<Self, Denied> {
+        match self.state {
+            KeyState::Active => Ok(self),
+            KeyState::Revoked => Err(unauthenticated("KEY_REVOKED", "revoked", "this key was revoked")),
+            KeyState::Expired => Err(unauthenticated("KEY_EXPIRED", "expired", "this key has expired")),
+        }
     }
 }
 
@@ -270,7 +289,7 @@ impl Keys {
         let record = self.source.find(hash).await.map_err(|error| {
             tracing::warn!(error = format!("{error:#}"), "key not looked up");
             let text = "keys can't be checked for now, as the database does not answer: try again";
-            Denied { status: status::unavailable("KEYS_UNAVAILABLE", text, Some(LOOKUP_RETRY)), reason: "unavailable" }
+            Denied { status: status::unavailable("KEYS_UNAVAILABLE", text, Some(LOOKUP_RETRY)), reason: UNAVAILABLE }
         })?;
         let known = record.map(|record| {
             let limits = record.limits.or(self.defaults);

@@ -102,6 +102,24 @@ async fn nobody_is_let_in_unseen_while_the_store_is_away() {
 }
 
 #[tokio::test]
+async fn what_goes_on_outlasts_the_store_but_not_its_key() {
+    let store = Arc::new(Store::default());
+    store.add("key", Role::Writer, KeyState::Active);
+    let guard = guard(&store, Duration::from_millis(1));
+    let admitted = admit(&guard, PUT, Some(&access(Role::Writer)), "key").await.unwrap();
+    let asked = store.asked();
+    *store.is_away.lock().unwrap() = true;
+    let mut lost = Box::pin(admitted.lease.lost());
+    while store.asked() < asked + 3 {
+        assert!(futures::poll!(&mut lost).is_pending(), "nobody has said anything against it");
+        tokio::task::yield_now().await;
+    }
+    *store.is_away.lock().unwrap() = false;
+    store.add("key", Role::Writer, KeyState::Expired);
+    assert_eq!(reason(&lost.await), (Code::Unauthenticated, "KEY_EXPIRED".to_owned()));
+}
+
+#[tokio::test]
 async fn a_limit_holds_across_questions_to_the_store() {
     let store = Arc::new(Store::default());
     let caller = Caller::new("somebody", None, Role::Writer, None);

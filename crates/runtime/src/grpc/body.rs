@@ -2,26 +2,26 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use futures::future::BoxFuture;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use super::call::{Call, stopped};
+use super::call::Call;
 
 /// The rest of an answer after its headers. Sees to it that a stream ends with a status that
-/// is right, also when its handler panics or the server stops.
+/// is right, also when its handler panics, its caller's key is good no longer or the server stops.
 pub(super) struct CallBody {
     inner: Body,
     call: Call,
-    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    end: BoxFuture<'static, Status>,
     ended: bool,
 }
 
 impl CallBody {
-    pub(super) fn new(inner: Body, call: Call, stop: CancellationToken) -> Self {
-        Self { inner, call, stop: Box::pin(stop.cancelled_owned()), ended: false }
+    pub(super) fn new(inner: Body, call: Call, end: BoxFuture<'static, Status>) -> Self {
+        Self { inner, call, end, ended: false }
     }
 
     /// Ends the stream with `status`, dropping what produced it.
@@ -75,8 +75,8 @@ impl HttpBody for CallBody {
                 Poll::Ready(None)
             }
             // Only when there is nothing to send: what is ready goes out first.
-            Ok(Poll::Pending) => match this.stop.as_mut().poll(cx) {
-                Poll::Ready(()) => this.end_with(&stopped()),
+            Ok(Poll::Pending) => match this.end.as_mut().poll(cx) {
+                Poll::Ready(status) => this.end_with(&status),
                 Poll::Pending => Poll::Pending,
             },
         }

@@ -1,3 +1,4 @@
+use std::future::pending;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,7 +16,7 @@ use tracing::{Instrument, Span};
 use super::body::CallBody;
 use super::decode;
 use super::measure::{CallMeter, Measured};
-use crate::auth::{Denials, Denied, Guard, GuardedBody, Policy, Record, Running};
+use crate::auth::{Admitted, Denials, Denied, Guard, GuardedBody, KeyLease, Policy, Record, Running};
 use crate::shutdown::{millis, panic_text};
 use crate::status;
 use crate::trace::{self, REQUEST_ID, RequestId};
@@ -40,7 +41,8 @@ pub(super) struct Stops {
 }
 
 /// Gives each call its request id, span and log line, lets it in or not, answers for a handler
-/// that panics, rewrites tonic's own decode errors, and ends calls at the hard stage.
+/// that panics, rewrites tonic's own decode errors, and ends calls whose key is good no longer, and
+/// all of them at the hard stage.
 #[derive(Debug, Clone)]
 pub(super) struct CallLayer {
     stops: Stops,
@@ -63,8 +65,9 @@ impl CallLayer {
         Self { stops, limit_key, guard, policy, meter, denials }
     }
 
-    /// Lets a call in: what is left of its request is what the handler may see.
-    async fn let_in(&self, call: &mut Call, request: Request<Body>) -> Result<Request<Body>, Status> {
+    /// Lets a call in: what is left of its request is what the handler may see. It may go on as long
+    /// as its key is good.
+    async fn let_in(&self, call: &mut Call, request: Request<Body>) -> Result<(Request<Body>, KeyLease), Status> {
         let access = self.policy.of(&call.method);
         let admitted = self.guard.admit(&call.method, access, request.headers()).await.map_err(|denied| {
             let Denied { status, reason } = denied;
@@ -80,10 +83,11 @@ impl CallLayer {
             let (record, whole) = auditor.begin(&call.method, access, &admitted.caller, &call.id, body).await?;
             (call.record, body) = (Some(record), whole);
         }
-        call.running = Some(admitted.running);
-        parts.extensions.insert(admitted.caller);
+        let Admitted { caller, running, lease, .. } = admitted;
+        call.running = Some(running);
+        parts.extensions.insert(caller);
         parts.extensions.insert(call.id.clone());
-        Ok(Request::from_parts(parts, body))
+        Ok((Request::from_parts(parts, body), lease))
     }
 }
 
@@ -129,20 +133,36 @@ where
         let options = self.options.clone();
         Box::pin(async move {
             let span = call.span.clone();
-            let request = match stop.run_until_cancelled(options.let_in(&mut call, request).instrument(span)).await {
-                Some(Ok(request)) => request,
-                Some(Err(status)) => return Ok(call.answer(status.into_http(), stop)),
-                None => return Ok(call.answer(stopped().into_http(), stop)),
+            let let_in = stop.run_until_cancelled(options.let_in(&mut call, request).instrument(span)).await;
+            let (request, lease) = match let_in.unwrap_or_else(|| Err(stopped())) {
+                Ok(let_in) => let_in,
+                Err(status) => return Ok(call.answer(status.into_http(), pending().boxed())),
             };
             let handled =
                 AssertUnwindSafe(async move { inner.call(request).await }).catch_unwind().instrument(call.span.clone());
-            let response = match stop.run_until_cancelled(handled).await {
-                Some(Ok(response)) => response?,
-                Some(Err(panic)) => call.panicked(&*panic).into_http(),
-                None => stopped().into_http(),
+            let mut end = cut(stop, lease, options.denials).boxed();
+            let response = tokio::select! {
+                biased;
+                handled = handled => match handled {
+                    Ok(response) => response?,
+                    Err(panic) => call.panicked(&*panic).into_http(),
+                },
+                status = &mut end => status.into_http(),
             };
-            Ok(call.answer(response, stop))
+            Ok(call.answer(response, end))
         })
+    }
+}
+
+/// Waits until a call may not go on, and returns what to answer then: the server stops, or the
+/// caller's key is good no longer.
+async fn cut(stop: CancellationToken, lease: KeyLease, denials: Denials) -> Status {
+    tokio::select! {
+        () = stop.cancelled() => stopped(),
+        Denied { status, reason } = lease.lost() => {
+            denials.note(reason);
+            status
+        }
     }
 }
 
@@ -202,8 +222,9 @@ impl Call {
         }
     }
 
-    /// Finishes a response whose status is in its headers, or watches over the rest of it.
-    fn answer(mut self, response: Response<Body>, stop: CancellationToken) -> Response<Body> {
+    /// Finishes a response whose status is in its headers, or watches over the rest of it, which
+    /// `end` cuts short.
+    fn answer(mut self, response: Response<Body>, end: BoxFuture<'static, Status>) -> Response<Body> {
         let (mut parts, body) = response.into_parts();
         if let Some(id) = self.id.header() {
             parts.headers.insert(REQUEST_ID, id);
@@ -212,7 +233,7 @@ impl Call {
             self.settle(&mut parts.headers);
             return Response::from_parts(parts, body);
         }
-        Response::from_parts(parts, Body::new(CallBody::new(body, self, stop)))
+        Response::from_parts(parts, Body::new(CallBody::new(body, self, end)))
     }
 
     /// Logs a panic and returns what the caller gets to see of it.

@@ -337,6 +337,39 @@ async fn a_key_is_held_to_its_limits_and_is_good_until_it_is_revoked() {
     assert!(!listed.stdout.contains(&slow), "{}", listed.stdout);
 }
 
+/// Calls that outlast their key end with it: one that waits for its request, one that answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_on_ends_when_its_key_is_revoked() {
+    let guarded = Guarded::start().await;
+    guarded.ok("/waybill.ingestion.v1.IngestionService/CreateProject", BOOTSTRAP_KEY, r#"{"name": "p"}"#).await;
+    let key = guarded.key("leaving", &["--role", "writer", "--concurrent-calls", "2"]).await;
+    let begin = |method: &'static str| {
+        let (sender, receiver) = tokio::sync::mpsc::channel::<Vec<u8>>(1);
+        let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(receiver));
+        request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+        let mut client = tonic::client::Grpc::new(guarded.channel(method));
+        let ended = tokio::spawn(async move {
+            client.ready().await.unwrap();
+            let mut answers = client.streaming(request, PathAndQuery::from_static(method), Raw).await?.into_inner();
+            answers.message().await
+        });
+        (sender, ended)
+    };
+    let (_request, waits) = begin("/waybill.ingestion.v1.IngestionService/PutSource");
+    let (_requests, answers) = begin("/waybill.ingestion.v1.IngestionService/PutSources");
+    eventually("both are under way", UP_LIMIT, async || {
+        guarded.code(status_of_ingestion(), Some(&key), r#"{"name": "p"}"#).await == Code::ResourceExhausted
+    })
+    .await;
+    guarded.place.run(&["keys", "revoke", &key[..12]]).await.expect_code(0);
+    for call in [waits, answers] {
+        let ended = tokio::time::timeout(Duration::from_secs(20), call).await.expect("it ends with its key").unwrap();
+        let status = ended.unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated);
+        assert_eq!(status.get_details_error_info().unwrap().reason, "KEY_REVOKED");
+    }
+}
+
 fn status_of_ingestion() -> &'static str {
     "/waybill.ingestion.v1.IngestionService/GetProject"
 }
