@@ -1,8 +1,10 @@
 //! The pure core against a model of Postgres: every history of writers, readers, crashes and
 //! lost leases has to deliver each key after its last commit, one delivery at a time.
 
+mod postgres;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
@@ -17,8 +19,10 @@ use waybill_outbox::{
 use waybill_storage::{
     failures::Parked,
     lease::{LaneLease, TakenLane},
-    outbox::{Fence, OutboxRow, Snapshot, Tail},
+    outbox::{Fence, OutboxRow, Tail},
 };
+
+use self::postgres::Postgres;
 
 /// Keys of three lanes, two in each.
 const KEYS: u8 = 6;
@@ -101,69 +105,6 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..LANES, relay.clone()).prop_map(|(lane, relay)| Step::Move { lane, relay }),
         1 => relay.prop_map(|relay| Step::Crash { relay }),
     ]
-}
-
-#[derive(Debug, Clone)]
-struct Row {
-    seq: i64,
-    key: Key,
-    xid: u64,
-}
-
-#[derive(Debug, Default)]
-struct Postgres {
-    last_seq: i64,
-    next_xid: u64,
-    running: BTreeMap<u64, Vec<Row>>,
-    last_ended: u64,
-    /// Committed rows by position, with the moment of their commit.
-    log: BTreeMap<i64, (Row, u64)>,
-    /// How often each key was changed, by committed transactions.
-    versions: HashMap<Key, u64>,
-    moment: u64,
-    cursors: BTreeMap<Lane, (i64, i64, Option<usize>)>,
-    /// Keys that wait for another try, with the failures so far.
-    retries: BTreeMap<Key, u32>,
-    letters: BTreeSet<Key>,
-}
-
-impl Postgres {
-    fn begin(&mut self) -> u64 {
-        let xid = self.next_xid;
-        self.next_xid += 1;
-        self.running.insert(xid, Vec::new());
-        xid
-    }
-
-    fn write(&mut self, xid: u64, key: Key) {
-        self.last_seq += 1;
-        let row = Row { seq: self.last_seq, key, xid };
-        if let Some(rows) = self.running.get_mut(&xid) {
-            rows.push(row);
-        }
-    }
-
-    fn end(&mut self, xid: u64, commit: bool) {
-        self.moment += 1;
-        self.last_ended = self.last_ended.max(xid);
-        for row in self.running.remove(&xid).unwrap_or_default() {
-            if commit {
-                *self.versions.entry(row.key).or_default() += 1;
-                self.log.insert(row.seq, (row, self.moment));
-            }
-        }
-    }
-
-    fn nth_writer(&self, n: usize) -> Option<u64> {
-        let count = self.running.len();
-        self.running.keys().nth(n.checked_rem(count)?).copied()
-    }
-
-    fn tail(&self) -> Tail {
-        let xmax = self.last_ended + 1;
-        let running = self.running.keys().copied().filter(|&xid| xid < xmax).collect();
-        Tail { last_seq: self.last_seq, snapshot: Snapshot { xmax, running }, paused_at: None, is_bulk: false }
-    }
 }
 
 #[derive(Debug)]
