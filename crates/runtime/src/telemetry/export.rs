@@ -13,32 +13,24 @@ use super::TelemetryConfig;
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn spans(config: &TelemetryConfig) -> anyhow::Result<SpanExporter> {
-    let exporter = SpanExporter::builder()
-        .with_tonic()
-        .with_endpoint(&config.otlp_endpoint)
-        .with_timeout(EXPORT_TIMEOUT)
-        .with_metadata(config.metadata().unwrap_or_default());
-    let exporter = match tls(config) {
-        Some(tls) => exporter.with_tls_config(tls).build(),
-        None => exporter.build(),
-    };
-    exporter.context("use telemetry.otlp_endpoint for traces")
+    to_collector(SpanExporter::builder().with_tonic(), config).build().context("use telemetry.otlp_endpoint for traces")
 }
 
 pub(super) fn metrics(config: &TelemetryConfig) -> anyhow::Result<PeriodicReader<MetricExporter>> {
-    let exporter = MetricExporter::builder()
-        .with_tonic()
-        .with_endpoint(&config.otlp_endpoint)
-        .with_timeout(EXPORT_TIMEOUT)
-        .with_metadata(config.metadata().unwrap_or_default());
-    let exporter = match tls(config) {
-        Some(tls) => exporter.with_tls_config(tls).build(),
-        None => exporter.build(),
-    };
+    let exporter = to_collector(MetricExporter::builder().with_tonic(), config).build();
     let exporter = exporter.context("use telemetry.otlp_endpoint for metrics")?;
     Ok(PeriodicReader::builder(exporter).with_interval(config.metrics_interval()).build())
 }
 
-fn tls(config: &TelemetryConfig) -> Option<ClientTlsConfig> {
-    config.otlp_endpoint.starts_with("https://").then(|| ClientTlsConfig::new().with_enabled_roots())
+/// Says where the collector is, and how it is spoken to, whatever is sent.
+fn to_collector<B: WithExportConfig + WithTonicConfig>(exporter: B, config: &TelemetryConfig) -> B {
+    let exporter = exporter
+        .with_endpoint(&config.otlp_endpoint)
+        .with_timeout(EXPORT_TIMEOUT)
+        .with_metadata(config.metadata().unwrap_or_default());
+    if config.otlp_endpoint.starts_with("https://") {
+        exporter.with_tls_config(ClientTlsConfig::new().with_enabled_roots())
+    } else {
+        exporter
+    }
 }
