@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use opentelemetry::metrics::{Meter, MeterProvider, NoopMeterProvider};
-use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Registry, TextEncoder};
 
 use crate::Components;
+use crate::telemetry::Push;
 
 /// Bounds of histograms of calls, in seconds: from a lookup to what everybody has given up on.
 pub const CALL_SECONDS: [f64; 14] =
@@ -68,7 +68,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn start(resource: Resource, push: Option<PeriodicReader<MetricExporter>>) -> anyhow::Result<Self> {
+    pub(crate) fn start(resource: Resource, push: Option<Push>) -> anyhow::Result<Self> {
         let registry = Registry::new();
         let exporter = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
