@@ -168,7 +168,10 @@ impl Monitor {
         let sampling = async {
             let mut known = None;
             loop {
-                self.sample(&mut known).await;
+                // Statements have a limit that Postgres keeps; a network that swallows them keeps none.
+                if tokio::time::timeout(SAMPLE_EVERY, self.sample(&mut known)).await.is_err() {
+                    tracing::debug!("metrics of queue and requests not read in time");
+                }
                 tokio::time::sleep(SAMPLE_EVERY).await;
             }
         };

@@ -1,5 +1,6 @@
 //! What a running system says of itself: logs, traces, metrics and health.
 
+mod black_hole;
 mod collector;
 mod health;
 mod http;
