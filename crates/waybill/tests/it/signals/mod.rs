@@ -6,6 +6,7 @@ mod health;
 mod http;
 #[cfg(feature = "embedded")]
 mod metrics;
+mod moves;
 mod rotel;
 #[cfg(feature = "embedded")]
 mod secrets;
