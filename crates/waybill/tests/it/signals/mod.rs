@@ -12,3 +12,4 @@ mod rotel;
 mod secrets;
 #[cfg(feature = "embedded")]
 mod traces;
+mod workers;
