@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tonic::Request;
 use tonic::transport::Channel;
 use waybill_api::ingestion::v1::{CreateProjectRequest, ingestion_service_client::IngestionServiceClient};
 use waybill_testkit::{Program, Signal, TestDb, eventually};
@@ -25,12 +26,17 @@ struct Sender {
 
 impl Sender {
     async fn start(home: &Path, db: &TestDb, collector: &str, interval_ms: u32) -> Self {
+        Self::start_with(home, db, collector, interval_ms, "1").await
+    }
+
+    async fn start_with(home: &Path, db: &TestDb, collector: &str, interval_ms: u32, trace_ratio: &str) -> Self {
         let port = free_port();
         let mut command = waybill(home);
         command.args(["serve", "ingestion", "--listen", &format!("127.0.0.1:{port}")]);
         command.env("DATABASE_URL", &db.url).env("WAYBILL_LOG", "info");
         command.env("WAYBILL_TELEMETRY__OTLP_ENDPOINT", collector).env("WAYBILL_TELEMETRY__METRICS_PUSH", "true");
         command.env("WAYBILL_TELEMETRY__METRICS_INTERVAL_MS", interval_ms.to_string());
+        command.env("WAYBILL_TELEMETRY__TRACE_RATIO", trace_ratio);
         let program = Program::spawn(command.into()).unwrap();
         program.line("serving", PATIENCE).await.unwrap();
         let channel = waybill_runtime::grpc::channel(&format!("http://127.0.0.1:{port}")).unwrap();
@@ -38,8 +44,17 @@ impl Sender {
     }
 
     async fn call(&mut self) {
+        self.call_from(None).await;
+    }
+
+    /// Calls as a part of a trace of somebody else's.
+    async fn call_from(&mut self, traceparent: Option<&str>) {
         self.calls += 1;
-        let call = self.client.create_project(CreateProjectRequest { name: format!("p{}", self.calls) });
+        let mut request = Request::new(CreateProjectRequest { name: format!("p{}", self.calls) });
+        if let Some(traceparent) = traceparent {
+            request.metadata_mut().insert("traceparent", traceparent.parse().unwrap());
+        }
+        let call = self.client.create_project(request);
         tokio::time::timeout(CALL_LIMIT, call).await.expect("no call waits for the collector").unwrap();
     }
 
@@ -86,6 +101,32 @@ async fn what_is_scraped_is_pushed_too_and_the_rest_at_the_end() {
     .await;
     let text = rotel.text();
     assert!(text.contains("waybill-ingestion"), "it is said who sends:\n{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_calls_decides_whether_the_call_is_followed() {
+    let (dir, db) = (tempfile::tempdir().unwrap(), TestDb::create().await.unwrap());
+    let rotel = Rotel::start(dir.path()).await;
+    const FOLLOWED: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    const NOT: &str = "0af7651916cd43dd8448eb211c80319c";
+    for (ratio, names) in [("0", 1), ("1", 2)] {
+        let mut sender = Sender::start_with(dir.path(), &db, &rotel.endpoint, 3_600_000, ratio).await;
+        // One each: of a trace that is followed, of one that is not, and of none.
+        sender.calls = names * 10;
+        sender.call_from(Some(&format!("00-{FOLLOWED}-00f067aa0ba902b7-01"))).await;
+        sender.call_from(Some(&format!("00-{NOT}-00f067aa0ba902b7-00"))).await;
+        sender.call().await;
+        sender.stop().await;
+        let count = async |is: fn(&str) -> bool| rotel.spans().iter().filter(|span| is(&span.trace)).count();
+        eventually("the caller's are followed", PATIENCE, async || count(|trace| trace == FOLLOWED).await == names)
+            .await;
+        let own = names - 1;
+        eventually("our own as configured", PATIENCE, async || {
+            count(|trace| trace != FOLLOWED && trace != NOT).await == own
+        })
+        .await;
+        assert_eq!(count(|trace| trace == NOT).await, 0, "with {ratio}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -253,12 +253,14 @@ impl Watched {
     }
 
     async fn the_stores_drift(&mut self) {
-        // Two rows that no relay hears of; of one it is known that its next try is far off.
+        // Two rows that no relay hears of: one is said to be delivered, the other's next try is far off.
         let hidden = "
             ALTER TABLE entity DISABLE TRIGGER USER;
             INSERT INTO entity (id, project_id, type, canonical, aliases)
             SELECT derived_id(id, n), id, 't', n, '{}' FROM project, unnest(ARRAY['hidden', 'refused']) AS n WHERE name = 'p';
             ALTER TABLE entity ENABLE TRIGGER USER;
+            INSERT INTO index_state (sink, kind, key, version)
+            SELECT 'qdrant', 'entity', id, version FROM entity WHERE canonical = 'hidden';
             INSERT INTO outbox_retry (sink, lane, kind, key, project_id, attempts, next_at, error, error_class, first_failed_at)
             SELECT 'qdrant', 0, 'entity', id, project_id, 1, now() + interval '1 hour', 'e', 'unknown', now()
             FROM entity WHERE canonical = 'refused'";
