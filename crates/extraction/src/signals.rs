@@ -11,10 +11,10 @@ use opentelemetry::{
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 use uuid::Uuid;
-use waybill_domain::{Clock, SystemClock};
+use waybill_domain::{Clock, SystemClock, bounds::LONG_SECONDS};
 use waybill_llm::{Answer, LlmError, LlmProvider, Usage};
 use waybill_llm_queue::{LlmQueue, StreamStats};
-use waybill_runtime::{Sample, Signals, metrics::LONG_SECONDS};
+use waybill_runtime::{Sample, Signals};
 use waybill_storage::{
     Db,
     gauges::{self, JobGauge, StateGauge},

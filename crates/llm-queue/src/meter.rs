@@ -7,9 +7,7 @@ use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter},
 };
-
-/// Bounds in seconds: a connection that is free is there in microseconds.
-const WAIT_SECONDS: [f64; 9] = [0.000_1, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 5.0];
+use waybill_domain::bounds::WAIT_SECONDS;
 
 #[derive(Debug)]
 pub(crate) struct PoolMeter {
