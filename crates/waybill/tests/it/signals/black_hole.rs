@@ -1,11 +1,11 @@
 //! Stores whose network drops every packet: connections stay, and nobody answers.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use waybill_testkit::{FaultProxy, Mode, Program, eventually};
+use waybill_testkit::{Mode, Program, eventually};
 
 use super::http::{self, admin_of, health, is_up, status_of};
+use super::pools::through;
 use crate::world::{PATIENCE, World, write_corpus};
 
 /// Within this the admin port answers whatever hangs: it reads memory alone. Prometheus gives up
@@ -15,16 +15,6 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Within this a store that says nothing is known to be down: it is asked every five seconds and
 /// has three to answer; the rest is for a machine under load.
 const SAID_LIMIT: Duration = Duration::from_secs(30);
-
-/// Puts a proxy in front of the address in `url`, and returns the url that leads through it.
-async fn through(url: &str) -> (FaultProxy, String) {
-    let begin = url.rfind('@').or_else(|| url.find("//").map(|at| at + 1)).unwrap() + 1;
-    let end = url[begin..].find(['/', '?']).map_or(url.len(), |at| begin + at);
-    let upstream: SocketAddr = url[begin..end].replace("localhost", "127.0.0.1").parse().unwrap();
-    let proxy = FaultProxy::start(upstream).await.unwrap();
-    let led = format!("{}{}{}", &url[..begin], proxy.addr(), &url[end..]);
-    (proxy, led)
-}
 
 /// Asks for everything that Kubernetes and Prometheus ask for, within the limit. Returns the scrape.
 async fn stays_alive(admin: &str) -> String {

@@ -45,3 +45,14 @@ pub(crate) fn is_up(health: &Value, component: &str) -> Option<bool> {
 pub(crate) async fn status_of(admin: &str, path: &str) -> u16 {
     get(admin, path).await.0
 }
+
+/// Adds up the series of a metric that have all the labels: `name{label="value",label="value"}`.
+pub(crate) fn sum(scrape: &str, selector: &str) -> f64 {
+    let (name, labels) = selector.split_once('{').unwrap_or((selector, ""));
+    let wanted: Vec<&str> = labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty()).collect();
+    let series = scrape.lines().filter_map(|line| line.rsplit_once(' ')).filter(|(series, _)| {
+        let (of, labels) = series.split_once('{').unwrap_or((series, ""));
+        of == name && wanted.iter().all(|label| labels.trim_end_matches('}').split(',').any(|has| has == *label))
+    });
+    series.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
+}

@@ -3,10 +3,11 @@
 mod black_hole;
 mod collector;
 mod health;
-mod http;
+pub(crate) mod http;
 #[cfg(feature = "embedded")]
 mod metrics;
 mod moves;
+mod pools;
 mod rotel;
 #[cfg(feature = "embedded")]
 mod secrets;

@@ -14,7 +14,7 @@ use waybill_api::ingestion::v1::{
 use waybill_api::relay::v1::{PauseRequest, ResumeRequest};
 use waybill_testkit::{Program, Signal, eventually, psql};
 
-use super::http::{self, admin_of};
+use super::http::{self, admin_of, sum};
 use crate::llm_server::{LlmServer, Mood};
 use crate::world::{PATIENCE, World, serve};
 
@@ -70,17 +70,6 @@ struct Watched {
     admins: Vec<String>,
     ingestion: IngestionServiceClient<Channel>,
     still: Vec<String>,
-}
-
-/// Adds up the series of a metric that have all the labels: `name{label="value",label="value"}`.
-fn sum(scrape: &str, selector: &str) -> f64 {
-    let (name, labels) = selector.split_once('{').unwrap_or((selector, ""));
-    let wanted: Vec<&str> = labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty()).collect();
-    let series = scrape.lines().filter_map(|line| line.rsplit_once(' ')).filter(|(series, _)| {
-        let (of, labels) = series.split_once('{').unwrap_or((series, ""));
-        of == name && wanted.iter().all(|label| labels.trim_end_matches('}').split(',').any(|has| has == *label))
-    });
-    series.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
 }
 
 impl Watched {
