@@ -6,6 +6,7 @@ mod health;
 pub(crate) mod http;
 #[cfg(feature = "embedded")]
 mod metrics;
+mod model;
 mod moves;
 mod pools;
 mod rotel;
