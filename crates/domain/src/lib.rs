@@ -1,6 +1,7 @@
 //! What every part of Waybill agrees on: ids, names, states, error classes, retry
-//! schedules and the clock. No IO.
+//! schedules, the clock and the bounds of histograms. No IO.
 
+pub mod bounds;
 mod checkup;
 mod clock;
 mod crash;

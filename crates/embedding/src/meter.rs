@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter};
+use waybill_domain::bounds::{CALL_SECONDS, COUNTS};
 use waybill_models::ModelError;
-use waybill_runtime::metrics::{CALL_SECONDS, COUNTS};
 
 /// Bounds of how full a batch was.
 const RATIOS: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];

@@ -11,10 +11,10 @@ use opentelemetry::{
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 use uuid::Uuid;
-use waybill_domain::{Clock, SystemClock};
+use waybill_domain::{Clock, SystemClock, bounds::LONG_SECONDS};
 use waybill_llm::{Answer, LlmError, LlmProvider, Usage};
 use waybill_llm_queue::{LlmQueue, StreamStats};
-use waybill_runtime::{Sample, Signals, metrics::LONG_SECONDS};
+use waybill_runtime::{Sample, Signals};
 use waybill_storage::{
     Db,
     gauges::{self, JobGauge, StateGauge},
@@ -168,7 +168,10 @@ impl Monitor {
         let sampling = async {
             let mut known = None;
             loop {
-                self.sample(&mut known).await;
+                // Statements have a limit that Postgres keeps; a network that swallows them keeps none.
+                if tokio::time::timeout(SAMPLE_EVERY, self.sample(&mut known)).await.is_err() {
+                    tracing::debug!("metrics of queue and requests not read in time");
+                }
                 tokio::time::sleep(SAMPLE_EVERY).await;
             }
         };

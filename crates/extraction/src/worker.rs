@@ -309,11 +309,15 @@ impl Work {
                 .give_up(id, &self.failure(passage, model, format!("the job's settings: {problem}")), soft)
                 .await;
         }
+        let mut message_id = Some(&claimed.stream_id);
         loop {
             if !self.take_turn(&task, soft).await {
                 return Ended::LeftAlone;
             }
-            self.meter.waited(&claimed.stream_id);
+            // A call that is made again has not waited in the queue again.
+            if let Some(message_id) = message_id.take() {
+                self.meter.waited(message_id);
+            }
             let begun = Instant::now();
             let call = CallGuard(&self.governor, false);
             let span = call_span(&*self.provider.llm, model);

@@ -43,8 +43,8 @@ impl Connections {
         self.open(&self.blocking, block + self.timeout, block + self.timeout / 2).await
     }
 
-    pub(crate) fn measure(&self, meter: &Meter) {
-        let _ = self.meter.set(PoolMeter::new(meter, [self.ordinary.clone(), self.blocking.clone()]));
+    pub(crate) fn measure(&self, meter: &Meter, pool: &'static str) {
+        self.meter.get_or_init(|| PoolMeter::new(meter, pool, [self.ordinary.clone(), self.blocking.clone()]));
     }
 
     async fn open(&self, pool: &Pool, limit: Duration, wait: Duration) -> Result<Session> {
@@ -53,10 +53,7 @@ impl Connections {
         };
         let asked = Instant::now();
         let opened = Session::open(pool, limit, wait).await;
-        meter.wait.record(asked.elapsed().as_secs_f64(), &[]);
-        if matches!(opened, Err(QueueError::Busy(_))) {
-            meter.timeouts.add(1, &[]);
-        }
+        meter.waited(asked.elapsed(), matches!(opened, Err(QueueError::Busy(_))));
         opened
     }
 }

@@ -1,33 +1,37 @@
 //! What is measured of the connections to Redis.
 
+use std::time::Duration;
+
 use deadpool_redis::Pool;
 use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter},
 };
-
-/// Bounds in seconds: a connection that is free is there in microseconds.
-const WAIT_SECONDS: [f64; 9] = [0.000_1, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 5.0];
+use waybill_domain::bounds::WAIT_SECONDS;
 
 #[derive(Debug)]
 pub(crate) struct PoolMeter {
-    pub(crate) wait: Histogram<f64>,
-    pub(crate) timeouts: Counter<u64>,
+    pool: KeyValue,
+    wait: Histogram<f64>,
+    timeouts: Counter<u64>,
 }
 
 impl PoolMeter {
-    pub(crate) fn new(meter: &Meter, pools: [Pool; 2]) -> Self {
+    pub(crate) fn new(meter: &Meter, pool: &'static str, pools: [Pool; 2]) -> Self {
+        let pool = KeyValue::new("pool", pool);
         let timeouts = meter
             .u64_counter("waybill_redis_pool_timeouts_total")
             .with_description("Callers that got no connection to Redis in time")
             .build();
-        timeouts.add(0, &[]);
+        timeouts.add(0, std::slice::from_ref(&pool));
         let most: usize = pools.iter().map(|pool| pool.status().max_size).sum();
+        let name = pool.clone();
         meter
             .u64_observable_gauge("waybill_redis_pool_max_connections")
             .with_description("The most connections to Redis that the process opens")
-            .with_callback(move |gauge| gauge.observe(most as u64, &[]))
+            .with_callback(move |gauge| gauge.observe(most as u64, std::slice::from_ref(&name)))
             .build();
+        let name = pool.clone();
         meter
             .u64_observable_gauge("waybill_redis_pool_connections")
             .with_description("Open connections to Redis: idle, or in use")
@@ -38,8 +42,8 @@ impl PoolMeter {
                     open += status.size;
                     idle += status.available;
                 }
-                gauge.observe(idle as u64, &[KeyValue::new("state", "idle")]);
-                gauge.observe(open.saturating_sub(idle) as u64, &[KeyValue::new("state", "used")]);
+                gauge.observe(idle as u64, &[name.clone(), KeyValue::new("state", "idle")]);
+                gauge.observe(open.saturating_sub(idle) as u64, &[name.clone(), KeyValue::new("state", "used")]);
             })
             .build();
         let wait = meter
@@ -47,6 +51,15 @@ impl PoolMeter {
             .with_description("How long callers waited for a connection to Redis")
             .with_boundaries(WAIT_SECONDS.to_vec())
             .build();
-        Self { wait, timeouts }
+        Self { pool, wait, timeouts }
+    }
+
+    /// Counts a caller's wait, and whether it was in vain.
+    pub(crate) fn waited(&self, wait: Duration, in_vain: bool) {
+        let pool = std::slice::from_ref(&self.pool);
+        self.wait.record(wait.as_secs_f64(), pool);
+        if in_vain {
+            self.timeouts.add(1, pool);
+        }
     }
 }

@@ -72,9 +72,10 @@ impl LlmQueue {
         })
     }
 
-    /// Has the use of connections measured from now on, by clones too.
-    pub fn measure(&self, meter: &Meter) {
-        self.shared.connections.measure(meter);
+    /// Has the use of connections measured from now on, by clones too. `pool` tells them from
+    /// others of the process: say whose they are.
+    pub fn measure(&self, meter: &Meter, pool: &'static str) {
+        self.shared.connections.measure(meter, pool);
     }
 
     /// Returns the most messages that a stream holds.

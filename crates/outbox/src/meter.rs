@@ -6,14 +6,10 @@ use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter, MeterProvider, NoopMeterProvider},
 };
-use waybill_domain::SinkName;
-
-/// Bounds in seconds: from what an idle system takes to hours behind an outage.
-const LATENCY_SECONDS: [f64; 14] =
-    [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0];
-
-/// Bounds of the keys of a delivery, up to the most in bulk mode.
-const BATCH_KEYS: [f64; 12] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_024.0, 4_096.0];
+use waybill_domain::{
+    SinkName,
+    bounds::{COUNTS, LONG_SECONDS},
+};
 
 /// How a delivery ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,12 +47,12 @@ impl EngineMeter {
                 .with_description(
                     "From the beginning of a change's transaction until its key was confirmed and settled",
                 )
-                .with_boundaries(LATENCY_SECONDS.to_vec())
+                .with_boundaries(LONG_SECONDS.to_vec())
                 .build(),
             batch_keys: meter
                 .u64_histogram("waybill_relay_batch_keys")
                 .with_description("Keys of a delivery")
-                .with_boundaries(BATCH_KEYS.to_vec())
+                .with_boundaries(COUNTS.to_vec())
                 .build(),
             lanes_lost: meter
                 .u64_counter("waybill_relay_lanes_lost_total")

@@ -80,8 +80,11 @@ impl Monitor {
         let sampling = async {
             let mut slots = Slots::default();
             loop {
-                if let Err(error) = self.sample(&mut slots).await {
-                    tracing::debug!(%error, "metrics of the database not read");
+                // Statements have a limit that Postgres keeps; a network that swallows them keeps none.
+                match tokio::time::timeout(SAMPLE_EVERY, self.sample(&mut slots)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "metrics of the database not read"),
+                    Err(_) => tracing::debug!("metrics of the database not read in time"),
                 }
                 tokio::time::sleep(SAMPLE_EVERY).await;
             }

@@ -9,23 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use opentelemetry::metrics::{Meter, MeterProvider, NoopMeterProvider};
-use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Registry, TextEncoder};
 
 use crate::Components;
-
-/// Bounds of histograms of calls, in seconds: from a lookup to what everybody has given up on.
-pub const CALL_SECONDS: [f64; 14] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-
-/// Bounds of histograms of what may take a while, in seconds: up to hours behind an outage.
-pub const LONG_SECONDS: [f64; 14] =
-    [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0];
-
-/// Bounds of histograms of how many things were done at once.
-pub const COUNTS: [f64; 12] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_024.0, 4_096.0];
+use crate::telemetry::Push;
 
 /// What a service measures with, and where it says how it is. Clones share both.
 #[derive(Debug, Clone)]
@@ -68,7 +57,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn start(resource: Resource, push: Option<PeriodicReader<MetricExporter>>) -> anyhow::Result<Self> {
+    pub(crate) fn start(resource: Resource, push: Option<Push>) -> anyhow::Result<Self> {
         let registry = Registry::new();
         let exporter = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())

@@ -10,10 +10,7 @@ use opentelemetry::metrics::{Counter, Histogram, Meter};
 use sqlx::postgres::{PgQueryResult, PgRow, PgTypeInfo, Postgres};
 use sqlx::{Either, Execute, Executor, PgPool, SqlStr, Transaction, pool::PoolConnection};
 use tokio::time::Instant;
-
-/// Bounds in seconds: a connection that is free is there in microseconds, and 10 s is the longest
-/// that is waited by default.
-const WAIT_SECONDS: [f64; 10] = [0.000_1, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
+use waybill_domain::bounds::WAIT_SECONDS;
 
 /// A pool that measures the wait for its connections, if somebody wants to know. Clones share it.
 #[derive(Debug, Clone)]

@@ -6,11 +6,9 @@ use opentelemetry::{
     KeyValue,
     metrics::{Histogram, Meter, UpDownCounter},
 };
+use waybill_domain::bounds::CALL_SECONDS;
 
 use crate::VectorError;
-
-/// Bounds in seconds: from a lookup to what a batch may take.
-const CALL_SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 #[derive(Debug)]
 pub(crate) struct CallMeter {

@@ -157,8 +157,9 @@ impl Watch {
         });
     }
 
-    pub(crate) fn redis(&self, queue: &LlmQueue) {
-        queue.measure(&self.signals.meter);
+    /// Watches Redis. `pool` says whose connections these are.
+    pub(crate) fn redis(&self, queue: &LlmQueue, pool: &'static str) {
+        queue.measure(&self.signals.meter, pool);
         let queue = queue.clone();
         self.spawn("redis", move || {
             let queue = queue.clone();

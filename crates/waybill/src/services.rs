@@ -45,7 +45,7 @@ pub(crate) async fn extraction(
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let queue = queue(config)?;
-    Watch::new(signals, &shutdown).redis(&queue);
+    Watch::new(signals, &shutdown).redis(&queue, "extraction");
     let deps = waybill_extraction::Deps { db, queue, signals: signals.clone() };
     waybill_extraction::run(config.extraction.clone(), deps, listener, shutdown).await
 }
@@ -62,7 +62,7 @@ pub(crate) async fn relay(
     let (vectors, queue) = (vectors(config)?, queue(config)?);
     let watch = Watch::new(signals, &shutdown);
     watch.qdrant(&vectors);
-    watch.redis(&queue);
+    watch.redis(&queue, "relay");
     watch.embedding(&embedding);
     let deps = waybill_relay::Deps { db, vectors, embedding, queue, signals: signals.clone() };
     waybill_relay::run(config.relay.clone(), deps, listener, shutdown).await

@@ -304,7 +304,8 @@ impl ForeignWorkers {
     async fn give_up(&self, claim: &Claim, claimed: &Claimed, failure: &Failure) -> Result<bool, Status> {
         let buried = requests::bury(&self.db, claim.request_id, failure).await.map_err(|error| storage(&error))?;
         if buried {
-            tracing::warn!(request = %claim.request_id, worker = claim.worker, error = failure.message, "request given up");
+            // Without the message: a worker may quote what it was to read. Its dead letter has it.
+            tracing::warn!(request = %claim.request_id, worker = claim.worker, class = %failure.class, "request given up");
         }
         self.finish(claimed).await;
         Ok(buried)

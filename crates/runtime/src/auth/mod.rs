@@ -144,6 +144,10 @@ pub(crate) struct Admitted {
     pub(crate) lease: KeyLease,
 }
 
+/// Why calls are turned away, as metrics have it.
+const REASONS: [&str; 10] =
+    ["concurrency", "expired", "missing", "project", "rate", "revoked", "role", "size", "unavailable", "unknown"];
+
 /// Counts what was not let in. Clones share the count.
 #[derive(Debug, Clone)]
 pub(crate) struct Denials(Counter<u64>);
@@ -151,10 +155,15 @@ pub(crate) struct Denials(Counter<u64>);
 impl Denials {
     pub(crate) fn new(meter: &Meter) -> Self {
         let counter = meter.u64_counter("waybill_auth_denied_total");
-        Self(counter.with_description("Calls that were not let in, by the reason").build())
+        let counter = counter.with_description("Calls that were turned away, by the reason").build();
+        for reason in REASONS {
+            counter.add(0, &[KeyValue::new("reason", reason)]);
+        }
+        Self(counter)
     }
 
     pub(crate) fn note(&self, reason: &'static str) {
+        debug_assert!(REASONS.contains(&reason), "{reason} is told from the start on");
         self.0.add(1, &[KeyValue::new("reason", reason)]);
     }
 }

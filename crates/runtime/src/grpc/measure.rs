@@ -9,8 +9,7 @@ use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::Code;
-
-use crate::metrics::CALL_SECONDS;
+use waybill_domain::bounds::CALL_SECONDS;
 
 /// Stands for what this server doesn't have: callers may ask for anything, and a label has to
 /// have few values.

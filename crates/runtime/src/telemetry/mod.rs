@@ -22,6 +22,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 use uuid::Uuid;
 
 pub use self::config::TelemetryConfig;
+pub(crate) use self::export::Push;
 pub use self::lines::{HumanLines, JsonLines};
 use crate::metrics::{Metrics, Scrape};
 use crate::{Components, Signals};
@@ -34,8 +35,9 @@ pub const FILTER_VARIABLE: &str = "WAYBILL_LOG";
 /// every reopened collection: they drown what matters.
 const DEFAULT_FILTER: &str = "info,sqlx=warn,h2=warn,hyper=warn,tower=warn,qdrant_edge=error";
 
-/// How long the end of a process waits for a collector that doesn't answer.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the end of a process waits for a collector that doesn't answer: what the reader of
+/// metrics takes whatever it is told.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Links of one span: a delivery that covers more changes names the first.
 pub const LINKS_MAX: usize = 32;
@@ -78,14 +80,19 @@ impl TelemetryGuard {
 
 impl Drop for TelemetryGuard {
     fn drop(&mut self) {
-        if let Err(error) = self.traces.shutdown_with_timeout(FLUSH_TIMEOUT) {
-            tracing::warn!(%error, "traces not flushed");
-        }
-        if let Some(metrics) = &self.metrics
-            && let Err(error) = metrics.shutdown_with_timeout(FLUSH_TIMEOUT)
-        {
-            tracing::warn!(%error, "metrics not flushed");
-        }
+        // Both at once: a collector that doesn't answer is waited for once.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                if let Err(error) = self.traces.shutdown_with_timeout(FLUSH_TIMEOUT) {
+                    tracing::warn!(%error, "traces not flushed");
+                }
+            });
+            if let Some(metrics) = &self.metrics
+                && let Err(error) = metrics.shutdown_with_timeout(FLUSH_TIMEOUT)
+            {
+                tracing::warn!(%error, "metrics not flushed");
+            }
+        });
     }
 }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde_json::json;
 use waybill_domain::{RelayId, SinkName};
 use waybill_storage::{gauges, scrub};
+use waybill_testkit::eventually;
 
-use crate::support::Fixture;
+use crate::support::{Fixture, source};
 
 #[tokio::test]
 async fn lag_leaves_out_what_waits_for_another_try() {
@@ -83,4 +84,46 @@ async fn findings_add_up_and_an_empty_queue_is_told_as_such() {
     let requests = gauges::requests(&db).await.unwrap();
     assert_eq!(requests.len(), 4, "{requests:?}");
     assert!(requests.iter().all(|state| state.count == 0 && state.oldest_s == 0.0), "{requests:?}");
+}
+
+#[tokio::test]
+async fn however_much_there_is_a_bounded_number_of_rows_is_read() {
+    let fixture = Fixture::new().await;
+    let db = fixture.db.clone();
+    fixture.put(source(fixture.project, "a", &["passage"])).await;
+    let many = "
+        INSERT INTO job (id, project_id, settings, created_at)
+        SELECT derived_id(id, n::text), id, '{}', now() - n * interval '1 minute' FROM project, generate_series(0, 59999) AS n;
+        INSERT INTO llm_request (id, project_id, chunk_id, job_id)
+        SELECT derived_id(c.id, n::text), c.project_id, c.id, derived_id(c.project_id, '0')
+        FROM chunk c, generate_series(1, 60000) AS n;";
+    fixture.sql(many).await;
+    fixture.sql("VACUUM ANALYZE").await;
+    let inserted = "SELECT count(*) FROM pg_stat_user_tables
+                    WHERE relname IN ('job', 'llm_request', 'outbox') AND n_tup_ins >= 60000";
+    eventually("the statistics know of them", Duration::from_secs(60), async || fixture.number(inserted).await == 3)
+        .await;
+    let read =
+        "SELECT coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relname = ";
+    let read = async |table: &str| fixture.number(&format!("{read}'{table}'")).await;
+    let all = async || [read("outbox").await, read("llm_request").await, read("job").await];
+    let before = all().await;
+
+    let behind = gauges::sink(&db, SinkName::Llm).await.unwrap();
+    assert_eq!(behind.lag_rows, 10_000, "or more");
+    let requests = gauges::requests(&db).await.unwrap();
+    assert!(requests.iter().any(|state| state.state == "pending" && state.count == 10_000), "or more: {requests:?}");
+    assert_eq!(gauges::jobs(&db).await.unwrap()[0].state, "open");
+    // What a connection has read is known when it ends.
+    db.close().await;
+    eventually("the statistics know of what was read", Duration::from_secs(60), async || {
+        all().await.iter().zip(before).all(|(after, before)| *after > before)
+    })
+    .await;
+    let [rows, requests, jobs] = all().await;
+    let (rows, requests, jobs) = (rows - before[0], requests - before[1], jobs - before[2]);
+    assert!(
+        rows < 15_000 && requests < 30_000 && jobs < 5_000,
+        "{rows} rows of the log, {requests} requests and {jobs} jobs were read"
+    );
 }

@@ -19,6 +19,7 @@ use waybill_testkit::{Program, Signal, eventually};
 use crate::access_table::{Reach, Row, rows};
 use crate::place::{Place, STOP_LIMIT, UP_LIMIT, model};
 use crate::program::{assert_has, run, waybill};
+use crate::signals::http::{get, sum};
 
 const SERVICE_KEY: &str = "service-service-service-service-";
 const BOOTSTRAP_KEY: &str = "bootstrap-bootstrap-bootstrap-00";
@@ -335,6 +336,19 @@ async fn a_key_is_held_to_its_limits_and_is_good_until_it_is_revoked() {
     let listed = guarded.place.run(&["keys", "list", "--all"]).await.expect_code(0);
     assert_has(&listed.stdout, &["slow", "small", "revoked", "all projects", &slow[4..12]]);
     assert!(!listed.stdout.contains(&slow), "{}", listed.stdout);
+
+    assert_eq!(guarded.code(put, None, &of(10)).await, Code::Unauthenticated);
+    assert_eq!(guarded.code(put, Some("wbk_unknown"), &of(10)).await, Code::Unauthenticated);
+    assert_eq!(guarded.code(project, Some(&narrow), r#"{"name": "p"}"#).await, Code::AlreadyExists);
+    let reader = guarded.key("reader", &["--role", "reader"]).await;
+    assert_eq!(guarded.code(put, Some(&reader), &of(10)).await, Code::PermissionDenied);
+    let scrape = get(guarded.endpoints["admin"].as_str().unwrap(), "/metrics").await.1;
+    for reason in ["concurrency", "missing", "rate", "revoked", "role", "size", "unknown"] {
+        let denied = sum(&scrape, &format!("waybill_auth_denied_total{{reason={reason:?}}}"));
+        assert!(denied >= 1.0, "{reason} is not counted:\n{scrape}");
+    }
+    let expired = sum(&scrape, r#"waybill_auth_denied_total{reason="expired"}"#);
+    assert_eq!(expired, 0.0, "of this there was none");
 }
 
 /// Calls that outlast their key end with it: one that waits for its request, one that answers.

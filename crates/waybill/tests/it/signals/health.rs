@@ -4,30 +4,9 @@
 use serde_json::Value;
 use waybill_testkit::{Program, TestDb, eventually, psql};
 
-use super::http;
+use super::http::{self, admin_of, health, is_up, status_of};
 use crate::program::waybill;
 use crate::world::{PATIENCE, World};
-
-/// Finds where a program's admin port is.
-async fn admin_of(program: &Program) -> String {
-    let line = program.line("admin port", PATIENCE).await.unwrap();
-    let line: Value = serde_json::from_str(&line).unwrap();
-    format!("http://{}", line["listen"].as_str().unwrap())
-}
-
-async fn health(admin: &str) -> (u16, Value) {
-    let (status, body) = http::get(admin, "/healthz?verbose=1").await;
-    (status, serde_json::from_str(&body).unwrap())
-}
-
-fn is_up(health: &Value, component: &str) -> Option<bool> {
-    let components = health["components"].as_array()?;
-    components.iter().find(|found| found["name"] == component)?["up"].as_bool()
-}
-
-async fn status_of(admin: &str, path: &str) -> u16 {
-    http::get(admin, path).await.0
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_away_degrades_and_is_said() {

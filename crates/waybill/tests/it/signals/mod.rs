@@ -1,12 +1,17 @@
 //! What a running system says of itself: logs, traces, metrics and health.
 
+mod black_hole;
+mod collector;
 mod health;
-mod http;
+pub(crate) mod http;
 #[cfg(feature = "embedded")]
 mod metrics;
-#[cfg(feature = "embedded")]
+mod model;
+mod moves;
+mod pools;
 mod rotel;
 #[cfg(feature = "embedded")]
 mod secrets;
 #[cfg(feature = "embedded")]
 mod traces;
+mod workers;

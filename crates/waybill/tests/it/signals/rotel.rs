@@ -26,14 +26,20 @@ pub(super) struct Rotel {
 
 impl Rotel {
     pub(super) async fn start(dir: &Path) -> Self {
+        Self::start_at(dir, free_port()).await
+    }
+
+    /// Starts it at a port of our choice.
+    pub(super) async fn start_at(dir: &Path, grpc: u16) -> Self {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
         let agent = std::env::var_os("WAYBILL_TEST_ROTEL")
             .map_or_else(|| workspace.join("target/rotel/agent/rotel-agent"), PathBuf::from);
         assert!(agent.is_file(), "{} is missing: run `cargo xtask setup`", agent.display());
-        let (grpc, http) = (free_port(), free_port());
+        let http = free_port();
         let mut command = Command::new(agent);
         command
-            .args(["start", "--exporter", "blackhole", "--debug-log", "traces", "--debug-log-verbosity", "detailed"])
+            .args(["start", "--exporter", "blackhole", "--debug-log-verbosity", "detailed"])
+            .args(["--debug-log", "traces", "--debug-log", "metrics"])
             .args(["--otlp-grpc-endpoint", &format!("127.0.0.1:{grpc}")])
             .args(["--otlp-http-endpoint", &format!("127.0.0.1:{http}")])
             .arg("--pid-file")
