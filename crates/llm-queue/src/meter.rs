@@ -1,10 +1,11 @@
 //! What is measured of the connections to Redis.
 
-use deadpool_redis::Pool;
 use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter},
 };
+
+use crate::manager::Pool;
 
 /// Bounds in seconds: a connection that is free is there in microseconds.
 const WAIT_SECONDS: [f64; 9] = [0.000_1, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 5.0];

@@ -121,7 +121,8 @@ pub fn endpoints_lead_to_services(manifests: &[Manifest]) -> Vec<String> {
     for pod in pods(manifests) {
         for container in pod.containers() {
             for (name, value) in env(container) {
-                let is_ours = name.ends_with("ENDPOINT") || name.starts_with("WAYBILL_ENDPOINTS__");
+                let is_ours =
+                    name.ends_with("ENDPOINT") || name.starts_with("WAYBILL_ENDPOINTS__") && !name.contains("__TLS__");
                 // An embedding service that runs elsewhere is where the user says.
                 let is_elsewhere =
                     name.ends_with("__EMBEDDING") && !hosts.values().any(|name| name.ends_with("-embedding"));

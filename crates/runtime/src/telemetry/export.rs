@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::metrics::PeriodicReader;
+use tonic::transport::Channel;
 
 use super::TelemetryConfig;
 
@@ -13,32 +13,31 @@ use super::TelemetryConfig;
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn spans(config: &TelemetryConfig) -> anyhow::Result<SpanExporter> {
-    let exporter = SpanExporter::builder()
+    SpanExporter::builder()
         .with_tonic()
-        .with_endpoint(&config.otlp_endpoint)
+        .with_channel(channel(config)?)
         .with_timeout(EXPORT_TIMEOUT)
-        .with_metadata(config.metadata().unwrap_or_default());
-    let exporter = match tls(config) {
-        Some(tls) => exporter.with_tls_config(tls).build(),
-        None => exporter.build(),
-    };
-    exporter.context("use telemetry.otlp_endpoint for traces")
+        .with_metadata(config.metadata().unwrap_or_default())
+        .build()
+        .context("use telemetry.otlp_endpoint for traces")
 }
 
 pub(super) fn metrics(config: &TelemetryConfig) -> anyhow::Result<PeriodicReader<MetricExporter>> {
     let exporter = MetricExporter::builder()
         .with_tonic()
-        .with_endpoint(&config.otlp_endpoint)
+        .with_channel(channel(config)?)
         .with_timeout(EXPORT_TIMEOUT)
-        .with_metadata(config.metadata().unwrap_or_default());
-    let exporter = match tls(config) {
-        Some(tls) => exporter.with_tls_config(tls).build(),
-        None => exporter.build(),
-    };
+        .with_metadata(config.metadata().unwrap_or_default())
+        .build();
     let exporter = exporter.context("use telemetry.otlp_endpoint for metrics")?;
     Ok(PeriodicReader::builder(exporter).with_interval(config.metrics_interval()).build())
 }
 
-fn tls(config: &TelemetryConfig) -> Option<ClientTlsConfig> {
-    config.otlp_endpoint.starts_with("https://").then(|| ClientTlsConfig::new().with_enabled_roots())
+/// Connections are ours, so that each has the newest certificates. Without pings: a collector in Go
+/// ends a connection on which nothing else is sent.
+fn channel(config: &TelemetryConfig) -> anyhow::Result<Channel> {
+    waybill_tls::channel_with(&config.otlp_endpoint, &config.client_tls(), EXPORT_TIMEOUT, |endpoint| {
+        endpoint.timeout(EXPORT_TIMEOUT)
+    })
+    .context("use telemetry.otlp_endpoint")
 }

@@ -167,13 +167,13 @@ later would win without a word. */}}
 {{- end }}
 {{- if $values.tls.enabled }}
 {{- with $values.tls.caKey }}
-- name: WAYBILL_TLS__CLIENT__CA_FILE
+- name: WAYBILL_ENDPOINTS__TLS__CA_FILE
   value: /etc/waybill/tls/{{ . }}
 {{- end }}
 {{- if $values.tls.requireClientCertificate }}
-- name: WAYBILL_TLS__CLIENT__CERT_FILE
+- name: WAYBILL_ENDPOINTS__TLS__CERT_FILE
   value: /etc/waybill/tls/tls.crt
-- name: WAYBILL_TLS__CLIENT__KEY_FILE
+- name: WAYBILL_ENDPOINTS__TLS__KEY_FILE
   value: /etc/waybill/tls/tls.key
 {{- end }}
 {{- end }}

@@ -9,4 +9,5 @@ mod rotel;
 #[cfg(feature = "embedded")]
 mod secrets;
 #[cfg(feature = "embedded")]
+mod tls;
 mod traces;
