@@ -164,6 +164,11 @@ impl<'a> Pod<'a> {
     }
 }
 
+/// The variables that say that the admin port speaks TLS, and that it asks for certificates.
+pub const ADMIN_CERTIFICATE: &str = "WAYBILL_ADMIN__TLS__CERT_FILE";
+/// See [`ADMIN_CERTIFICATE`].
+pub const ADMIN_CLIENT_CA: &str = "WAYBILL_ADMIN__TLS__CLIENT_CA_FILE";
+
 /// Lists all pods.
 pub fn pods(manifests: &[Manifest]) -> impl Iterator<Item = Pod<'_>> {
     manifests.iter().filter_map(Manifest::pod)

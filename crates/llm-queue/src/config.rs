@@ -1,12 +1,15 @@
 use std::time::Duration;
 
 use secrecy::SecretString;
+use waybill_tls::ClientTls;
 
 /// How to reach Redis, and how much to put there.
 #[derive(Debug, Clone)]
 pub struct QueueConfig {
-    /// `redis://[:PASSWORD@]HOST:PORT/DB`, or `rediss://` with the system's certificates.
+    /// `redis://[:PASSWORD@]HOST:PORT/DB`, or `rediss://` for TLS.
     pub url: SecretString,
+    /// How a `rediss://` server is checked, and what it is shown.
+    pub tls: ClientTls,
     /// What the names of all keys begin with.
     pub prefix: String,
     /// The most connections for ordinary calls, and as many again for claims that wait: a
@@ -26,6 +29,7 @@ impl QueueConfig {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: SecretString::from(url.into()),
+            tls: ClientTls::default(),
             prefix: "waybill".to_owned(),
             pool_size: 16,
             stream_max: 100_000,

@@ -1,17 +1,17 @@
-use std::{
-    sync::{Once, OnceLock},
-    time::Duration,
-};
+use std::{sync::OnceLock, time::Duration};
 
 use deadpool_redis::{
-    Connection, Manager, Pool, Runtime, Timeouts,
-    redis::{AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation},
+    Runtime, Timeouts,
+    redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation},
 };
 use opentelemetry::metrics::Meter;
-use secrecy::ExposeSecret;
 use tokio::time::{Instant, error::Elapsed, timeout_at};
 
-use crate::{QueueConfig, QueueError, Result, meter::PoolMeter};
+use crate::{
+    QueueConfig, QueueError, Result,
+    manager::{Connection, Manager, Pool},
+    meter::PoolMeter,
+};
 
 /// The connections of one queue.
 pub(crate) struct Connections {
@@ -24,12 +24,8 @@ pub(crate) struct Connections {
 
 impl Connections {
     pub(crate) fn new(config: &QueueConfig) -> Result<Self> {
-        let url = config.url.expose_secret();
-        if url.starts_with("rediss:") {
-            install_crypto();
-        }
-        let ordinary = pool(url, config)?;
-        let blocking = pool(url, config)?;
+        let ordinary = pool(config)?;
+        let blocking = pool(config)?;
         Ok(Self { ordinary, blocking, timeout: config.timeout, meter: OnceLock::new() })
     }
 
@@ -88,7 +84,7 @@ impl Session {
             return Err(QueueError::Timeout(self.limit));
         };
         self.unanswered = true;
-        let answer = timeout_at(self.deadline, script.invoke_async(connection)).await;
+        let answer = timeout_at(self.deadline, script.invoke_async(&mut **connection)).await;
         self.settle(answer)
     }
 
@@ -98,7 +94,7 @@ impl Session {
             return Err(QueueError::Timeout(self.limit));
         };
         self.unanswered = true;
-        let answer = timeout_at(self.deadline, command.query_async(connection)).await;
+        let answer = timeout_at(self.deadline, command.query_async(&mut **connection)).await;
         self.settle(answer)
     }
 
@@ -136,17 +132,8 @@ fn breaks_connection(error: &RedisError) -> bool {
         || (error.code().is_none() && !matches!(error.kind(), ErrorKind::UnexpectedReturnType))
 }
 
-fn pool(url: &str, config: &QueueConfig) -> Result<Pool> {
-    // Deadlines are this crate's: the client's own default would cut off claims that wait.
-    let options =
-        AsyncConnectionConfig::new().set_connection_timeout(Some(config.timeout / 2)).set_response_timeout(None);
-    // The client's error is left out, as it might quote the url.
-    let manager = Manager::new_with_config(url, options).map_err(|_url| {
-        QueueError::Config(
-            "the url is no address: write redis://:PASSWORD@HOST:PORT/DB, or rediss:// for TLS".to_owned(),
-        )
-    })?;
-    Pool::builder(manager)
+fn pool(config: &QueueConfig) -> Result<Pool> {
+    Pool::builder(Manager::new(config)?)
         .max_size(config.pool_size)
         .wait_timeout(Some(config.timeout / 2))
         .create_timeout(Some(config.timeout / 2))
@@ -155,14 +142,4 @@ fn pool(url: &str, config: &QueueConfig) -> Result<Pool> {
         .runtime(Runtime::Tokio1)
         .build()
         .map_err(|error| QueueError::Config(format!("set up the connections: {error}")))
-}
-
-/// Chooses the process's TLS implementation, unless somebody has.
-fn install_crypto() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        if rustls::crypto::ring::default_provider().install_default().is_err() {
-            tracing::debug!("a crypto provider was installed before");
-        }
-    });
 }

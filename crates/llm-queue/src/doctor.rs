@@ -14,7 +14,7 @@ impl LlmQueue {
         let info = match self.info().await {
             Ok(info) => info,
             Err(error) => {
-                let fix = "check that it runs, and redis.url with its password";
+                let fix = "check that it runs, redis.url with its password, and redis.tls if the server speaks TLS";
                 return vec![Checkup::bad("connection", error.to_string(), fix)];
             }
         };

@@ -21,6 +21,7 @@ mod connection;
 mod doctor;
 mod error;
 mod lease;
+mod manager;
 mod message;
 mod meter;
 mod queue;

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use deadpool_redis::Pool;
 use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter},
 };
 use waybill_domain::bounds::WAIT_SECONDS;
+
+use crate::manager::Pool;
 
 #[derive(Debug)]
 pub(crate) struct PoolMeter {

@@ -8,12 +8,12 @@ pub mod admin;
 pub mod auth;
 mod components;
 pub mod config;
+mod connection;
 pub mod grpc;
 pub mod metrics;
 mod shutdown;
 pub mod status;
 pub mod telemetry;
-pub mod tls;
 pub mod trace;
 
 pub use components::{Component, Components, PROBE_INTERVAL, Report, Status};

@@ -25,6 +25,7 @@ mod proxy;
 mod psql;
 mod redis;
 pub mod stores;
+mod tls;
 
 pub use child::{Program, signal};
 pub use database::TestDb;
@@ -34,6 +35,7 @@ pub use postgres::TestPostgres;
 pub use proxy::{FaultProxy, Mode};
 pub use psql::{psql, psql_file};
 pub use redis::TestRedis;
+pub use tls::{Authority, TlsProxy};
 pub use waybill_domain::ManualClock;
 
 /// The environment variable that names the Postgres of the test run: a URL of a

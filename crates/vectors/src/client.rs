@@ -13,17 +13,12 @@ use tonic::{
     Request, Response, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, ClientTlsConfig, Endpoint},
+    transport::Channel,
 };
 
 use tracing::{Instrument, Span};
 
 use crate::{QdrantConfig, Result, VectorError, meter::CallMeter};
-
-/// How often a quiet connection is asked whether its peer is still there, and how long the
-/// answer may take.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The operation that only asks whether the server answers.
 const HEALTH_CHECK: &str = "health_check";
@@ -65,24 +60,8 @@ impl Vectors {
     /// Makes a client. Connects at the first call, so a server that is down is no error here.
     ///
     /// # Errors
-    /// [`VectorError::Config`] if the URL or the key can't be used.
+    /// [`VectorError::Config`] if the URL, the key or a certificate can't be used.
     pub fn connect(config: &QdrantConfig) -> Result<Self> {
-        let endpoint = Endpoint::from_shared(config.url.clone())
-            .ok()
-            .filter(|endpoint| matches!(endpoint.uri().scheme_str(), Some("http" | "https")))
-            .ok_or_else(|| {
-                VectorError::Config(format!(
-                    "{:?} is no address: write http://HOST:PORT or https://HOST:PORT",
-                    config.url
-                ))
-            })?;
-        let endpoint = if endpoint.uri().scheme_str() == Some("https") {
-            endpoint
-                .tls_config(ClientTlsConfig::new().with_native_roots())
-                .map_err(|error| VectorError::Config(format!("set up TLS: {error}")))?
-        } else {
-            endpoint
-        };
         let key = config.api_key.as_deref().map(|key| {
             let mut value: MetadataValue<Ascii> = key
                 .parse()
@@ -90,13 +69,8 @@ impl Vectors {
             value.set_sensitive(true);
             Ok::<_, VectorError>(value)
         });
-        let channel = endpoint
-            .connect_timeout(config.connect_timeout)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .connect_lazy();
+        let channel = waybill_tls::channel(&config.url, &config.tls, config.connect_timeout)
+            .map_err(|error| VectorError::Config(error.to_string()))?;
         Ok(Self {
             channel: InterceptedService::new(channel, ApiKey(key.transpose()?)),
             timeout: config.timeout,

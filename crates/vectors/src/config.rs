@@ -1,10 +1,14 @@
 use std::{fmt, time::Duration};
 
+use waybill_tls::ClientTls;
+
 /// How to reach Qdrant.
 #[derive(Clone)]
 pub struct QdrantConfig {
-    /// Where it answers gRPC: `http://host:6334`, or `https://` with the system's certificates.
+    /// Where it answers gRPC: `http://host:6334`, or `https://` for TLS.
     pub url: String,
+    /// How an `https://` server is checked, and what it is shown.
+    pub tls: ClientTls,
     /// Sent with every call, if the server wants one. Never log it.
     pub api_key: Option<String>,
     /// How long opening a connection may take.
@@ -19,6 +23,7 @@ impl QdrantConfig {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            tls: ClientTls::default(),
             api_key: None,
             // A peer in the same network answers in milliseconds; after this it is gone.
             connect_timeout: Duration::from_secs(5),
@@ -39,6 +44,7 @@ impl fmt::Debug for QdrantConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("QdrantConfig")
             .field("url", &self.url)
+            .field("tls", &self.tls)
             .field("api_key", &self.api_key.as_ref().map(|_| "[redacted]"))
             .field("connect_timeout", &self.connect_timeout)
             .field("timeout", &self.timeout)

@@ -19,7 +19,7 @@ impl Vectors {
         let version = match self.health().await {
             Ok(version) => version,
             Err(error) => {
-                let fix = "check that it runs, that qdrant.url names its gRPC port (6334), and qdrant.api_key";
+                let fix = "check that it runs, that qdrant.url names its gRPC port (6334), qdrant.api_key, and qdrant.tls if it speaks TLS";
                 return vec![Checkup::bad("connection", error.to_string(), fix)];
             }
         };

@@ -16,9 +16,10 @@ use waybill_runtime::auth::{
 };
 use waybill_runtime::config::{ConfigError, Secret};
 use waybill_runtime::grpc::{ClientOptions, Listener};
-use waybill_runtime::tls::{ServerTls, TlsConfig};
 use waybill_storage::{Db, audit, keys};
+use waybill_tls::ServerTls;
 
+use crate::app_config::AppConfig;
 use crate::exit::Usage;
 
 /// Shorter ones can be guessed; those that we make have 69 characters.
@@ -124,8 +125,8 @@ impl AuthSection {
 }
 
 /// How our services call each other.
-pub(crate) fn between_services(auth: &AuthSection, tls: &TlsConfig) -> ClientOptions {
-    ClientOptions { tls: tls.client.clone(), api_key: auth.service_key.clone() }
+pub(crate) fn between_services(config: &AppConfig) -> ClientOptions {
+    ClientOptions { tls: config.endpoints_tls(), api_key: config.auth.service_key.clone() }
 }
 
 /// What stands in front of every listener of a process.
@@ -139,13 +140,9 @@ impl Front {
     /// Reads certificates, and decides whether callers need a key at these addresses. Refuses
     /// addresses that others reach if there is no key to be had: it would be of no use to anybody,
     /// or of use to everybody.
-    pub(crate) async fn open(
-        auth: &AuthSection,
-        tls: &TlsConfig,
-        db: &Db,
-        addresses: &[SocketAddr],
-    ) -> anyhow::Result<Self> {
-        let tls = ServerTls::load(tls).context("set up TLS")?;
+    pub(crate) async fn open(config: &AppConfig, db: &Db, addresses: &[SocketAddr]) -> anyhow::Result<Self> {
+        let auth = &config.auth;
+        let tls = config.grpc_tls()?;
         let reachable = addresses.iter().find(|address| !address.ip().is_loopback());
         let asks = match (auth.mode, reachable) {
             (AuthMode::Keys, _) => true,

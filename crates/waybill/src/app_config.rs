@@ -9,8 +9,8 @@ use waybill_llm_queue::QueueConfig;
 use waybill_runtime::admin::AdminConfig;
 use waybill_runtime::config::{ConfigError, Loader, Secret, SecretUrl, ShutdownConfig};
 use waybill_runtime::telemetry::{Format, TelemetryConfig};
-use waybill_runtime::tls::TlsConfig;
 use waybill_storage::DbConfig;
+use waybill_tls::{ClientTls, ClientTlsConfig, ServerTls, ServerTlsConfig, Serves};
 use waybill_vectors::QdrantConfig;
 
 use crate::access::AuthSection;
@@ -52,7 +52,7 @@ pub(crate) struct AppConfig {
     pub(crate) extraction: waybill_extraction::Config,
     pub(crate) relay: waybill_relay::Config,
     pub(crate) auth: AuthSection,
-    pub(crate) tls: TlsConfig,
+    pub(crate) tls: ServerTlsConfig,
     pub(crate) shutdown: ShutdownConfig,
     pub(crate) log: LogSection,
     pub(crate) admin: AdminConfig,
@@ -94,12 +94,15 @@ pub(crate) struct RedisSection {
     pub(crate) prefix: String,
     /// The most requests of a priority that wait in Redis; what is more waits in Postgres.
     pub(crate) stream_max: u64,
+    /// How a `rediss://` server is checked, and what it is shown.
+    pub(crate) tls: ClientTlsConfig,
 }
 
 impl Default for RedisSection {
     fn default() -> Self {
         // A request takes some hundred bytes: this many fit into a small server.
-        Self { url: SecretUrl::default(), prefix: "waybill".to_owned(), stream_max: 100_000 }
+        let (url, tls) = (SecretUrl::default(), ClientTlsConfig::default());
+        Self { url, prefix: "waybill".to_owned(), stream_max: 100_000, tls }
     }
 }
 
@@ -113,12 +116,15 @@ pub(crate) struct QdrantSection {
     pub(crate) api_key: Secret,
     /// How long a call may take that has no deadline of its own.
     pub(crate) timeout_ms: u64,
+    /// How an `https://` server is checked, and what it is shown.
+    pub(crate) tls: ClientTlsConfig,
 }
 
 impl Default for QdrantSection {
     fn default() -> Self {
         // Creating a collection on a busy server takes a second or two.
-        Self { url: SecretUrl::default(), api_key: Secret::default(), timeout_ms: 10_000 }
+        let (url, tls) = (SecretUrl::default(), ClientTlsConfig::default());
+        Self { url, api_key: Secret::default(), timeout_ms: 10_000, tls }
     }
 }
 
@@ -145,17 +151,21 @@ impl Default for ListenSection {
     }
 }
 
-/// Where services find each other, for `waybill serve`. `waybill up` knows.
+/// Where services find each other, for `waybill serve` (`waybill up` knows), and how they trust
+/// each other.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct EndpointsSection {
     /// The embedding service, for the relay.
     pub(crate) embedding: String,
+    /// How an `https://` service is checked, and what it is shown.
+    pub(crate) tls: ClientTlsConfig,
 }
 
 impl Default for EndpointsSection {
     fn default() -> Self {
-        Self { embedding: format!("http://127.0.0.1:{}", Role::Search.default_port()) }
+        let embedding = format!("http://127.0.0.1:{}", Role::Search.default_port());
+        Self { embedding, tls: ClientTlsConfig::default() }
     }
 }
 
@@ -209,6 +219,8 @@ impl AppConfig {
         check_scheme("database.url", &self.database.url, &["postgres", "postgresql"])?;
         check_scheme("redis.url", &self.redis.url, &["redis", "rediss"])?;
         check_scheme("qdrant.url", &self.qdrant.url, &["http", "https"])?;
+        check_secure("redis.url", &self.redis.url, "rediss", &self.redis.tls)?;
+        check_secure("qdrant.url", &self.qdrant.url, "https", &self.qdrant.tls)?;
         check_range("database.max_connections", self.database.max_connections.into(), 1..=1_000)?;
         // Less than a tenth of a second refuses work on any hiccup; an hour is a slip.
         let timeouts = 100..=3_600_000;
@@ -222,6 +234,10 @@ impl AppConfig {
         self.relay.validate().map_err(|problem| section_error("relay", &problem))?;
         self.auth.validate()?;
         self.tls.validate("tls")?;
+        self.admin.tls.validate("admin.tls")?;
+        self.redis.tls.validate("redis.tls")?;
+        self.qdrant.tls.validate("qdrant.tls")?;
+        self.endpoints.tls.validate("endpoints.tls")?;
         self.telemetry.validate("telemetry")?;
         self.shutdown.validate("shutdown")
     }
@@ -243,6 +259,7 @@ impl AppConfig {
         let key = (!self.qdrant.api_key.is_empty()).then(|| self.qdrant.api_key.expose().to_owned());
         let mut config = QdrantConfig::new(self.qdrant.url.expose()).with_api_key(key);
         config.timeout = Duration::from_millis(self.qdrant.timeout_ms);
+        config.tls = self.qdrant.tls.of("qdrant.tls");
         Ok(config)
     }
 
@@ -252,7 +269,40 @@ impl AppConfig {
         let mut config = QueueConfig::new(self.redis.url.expose());
         config.prefix.clone_from(&self.redis.prefix);
         config.stream_max = self.redis.stream_max;
+        config.tls = self.redis.tls.of("redis.tls");
         Ok(config)
+    }
+
+    /// Reads what gRPC listeners show; `None` if they speak no TLS.
+    pub(crate) fn grpc_tls(&self) -> Result<Option<ServerTls>, ConfigError> {
+        Ok(ServerTls::load("tls", &self.tls, Serves::Grpc)?)
+    }
+
+    /// Reads what the admin port shows; `None` if it speaks no TLS.
+    pub(crate) fn admin_tls(&self) -> Result<Option<ServerTls>, ConfigError> {
+        Ok(ServerTls::load("admin.tls", &self.admin.tls, Serves::Http)?)
+    }
+
+    /// Returns how our services trust each other.
+    pub(crate) fn endpoints_tls(&self) -> ClientTls {
+        self.endpoints.tls.of("endpoints.tls")
+    }
+
+    /// Reads all certificates, keys and authorities, to see that they can be used. Says of each
+    /// section whether it has any.
+    pub(crate) fn certificates(&self) -> [(&'static str, Result<bool, ConfigError>); 6] {
+        let client = |config: &ClientTlsConfig, section| match config.is_set() {
+            true => (section, config.of(section).check().map(|()| true).map_err(ConfigError::from)),
+            false => (section, Ok(false)),
+        };
+        [
+            ("tls", self.grpc_tls().map(|tls| tls.is_some())),
+            ("admin.tls", self.admin_tls().map(|tls| tls.is_some())),
+            client(&self.endpoints.tls, "endpoints.tls"),
+            client(&self.redis.tls, "redis.tls"),
+            client(&self.qdrant.tls, "qdrant.tls"),
+            client(&self.telemetry.tls, "telemetry.tls"),
+        ]
     }
 }
 
@@ -275,6 +325,16 @@ fn check_scheme(key: &str, url: &SecretUrl, schemes: &[&str]) -> Result<(), Conf
     }
     let fix = format!("begin it with {}://", schemes.join(":// or "));
     Err(ConfigError::invalid(key, url, "is a URL of another kind", &fix))
+}
+
+/// Refuses certificates for a connection that would not use them.
+fn check_secure(key: &str, url: &SecretUrl, scheme: &str, tls: &ClientTlsConfig) -> Result<(), ConfigError> {
+    if url.is_empty() || !tls.is_set() || url.expose().starts_with(&format!("{scheme}://")) {
+        return Ok(());
+    }
+    let section = key.replace(".url", ".tls");
+    let fix = format!("begin it with {scheme}://, or leave {section} out");
+    Err(ConfigError::invalid(key, url, &format!("speaks no TLS, and {section} is set"), &fix))
 }
 
 /// Makes an error of a section's own complaint, "key is value: fix".
@@ -346,6 +406,26 @@ mod tests {
         config.validate().unwrap();
         let queue = config.queue().unwrap();
         assert_eq!((queue.prefix.as_str(), queue.stream_max), ("other", 7));
+    }
+
+    #[test]
+    fn certificates_are_for_connections_that_use_them() {
+        let mut config = AppConfig::default();
+        config.redis.tls.ca_file = "/ca.pem".into();
+        config.qdrant.tls.ca_file = "/ca.pem".into();
+        config.telemetry.tls.ca_file = "/ca.pem".into();
+        config.validate().unwrap();
+        (config.redis.url, config.qdrant.url) = (SecretUrl::new("rediss://r"), SecretUrl::new("https://q"));
+        config.telemetry.otlp_endpoint = "https://c".to_owned();
+        config.validate().unwrap();
+        let mut plain = [config.clone(), config.clone(), config];
+        plain[0].redis.url = SecretUrl::new("redis://r");
+        plain[1].qdrant.url = SecretUrl::new("http://q");
+        plain[2].telemetry.otlp_endpoint = "http://c".to_owned();
+        for (config, said) in plain.iter().zip(["rediss://", "qdrant.tls", "telemetry.tls"]) {
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
     }
 
     #[test]

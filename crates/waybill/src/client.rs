@@ -12,7 +12,7 @@ use waybill_api::relay::v1::relay_service_client::RelayServiceClient;
 
 use waybill_runtime::config::Secret;
 use waybill_runtime::grpc::{ClientOptions, Peer};
-use waybill_runtime::tls::ClientTlsConfig;
+use waybill_tls::ClientTlsConfig;
 
 use crate::cli::{CredentialArgs, EndpointArgs};
 use crate::endpoints::{self, Endpoints};
@@ -185,7 +185,7 @@ fn options(args: &CredentialArgs) -> anyhow::Result<ClientOptions> {
         key_file: file(&args.key_file),
         server_name: String::new(),
     };
-    Ok(ClientOptions { tls, api_key })
+    Ok(ClientOptions { tls: tls.of(""), api_key })
 }
 
 /// A connection to the ingestion service.

@@ -25,7 +25,7 @@ pub(crate) struct Endpoints {
     pub(crate) extraction: String,
     /// RelayService.
     pub(crate) relay: String,
-    /// Metrics and health, over HTTP.
+    /// Metrics and health, over HTTP or HTTPS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) admin: Option<String>,
 }

@@ -74,7 +74,7 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Dlq(command) => commands::dlq::run(command).await?,
         Command::Projects(command) => commands::projects::run(command).await?,
         Command::Sources(command) => commands::sources::run(command).await?,
-        Command::Doctor(args) => return commands::doctor::run(args).await,
+        Command::Doctor(args) => return Box::pin(commands::doctor::run(args)).await,
         Command::Keys(command) => commands::keys::run(command).await?,
         Command::Audit(args) => commands::keys::audit(args).await?,
         Command::Serve(args) => Box::pin(commands::serve::run(args)).await?,

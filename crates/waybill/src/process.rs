@@ -30,6 +30,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct AdminPort {
     address: SocketAddr,
+    is_secure: bool,
     serving: JoinHandle<()>,
 }
 
@@ -55,14 +56,16 @@ impl AdminPort {
             })?,
         };
         let address = listener.local_addr().context("read the listener's address")?;
-        tracing::info!(listen = %address, "admin port: /metrics, /livez, /readyz, /healthz");
+        let tls = config.admin_tls()?;
+        let is_secure = tls.is_some();
+        tracing::info!(listen = %address, tls = is_secure, "admin port: /metrics, /livez, /readyz, /healthz");
         let (scrape, components) = (telemetry.scrape(), telemetry.signals().components);
         let serving = tokio::spawn(async move {
-            if let Err(error) = admin::serve(listener, scrape, components, CancellationToken::new()).await {
+            if let Err(error) = admin::serve(listener, tls, scrape, components, CancellationToken::new()).await {
                 tracing::error!(error = format!("{error:#}"), "the admin port has failed");
             }
         });
-        Ok(Some(Self { address, serving }))
+        Ok(Some(Self { address, is_secure, serving }))
     }
 
     /// Returns where it answers.
@@ -71,7 +74,7 @@ impl AdminPort {
         if address.ip().is_unspecified() {
             address.set_ip(Ipv4Addr::LOCALHOST.into());
         }
-        format!("http://{address}")
+        format!("{}://{address}", if self.is_secure { "https" } else { "http" })
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::chart::{Manifest, NAMESPACE, Pod, env, pods};
+use crate::chart::{ADMIN_CERTIFICATE, ADMIN_CLIENT_CA, Manifest, NAMESPACE, Pod, env, pods};
 use crate::yaml::{at, list, text};
 
 /// The longest name that every kind of resource may have.
@@ -66,6 +66,37 @@ pub fn selectors_match_labels(manifests: &[Manifest]) -> Vec<String> {
     findings
 }
 
+/// Prometheus speaks with the admin port as it answers, checks who answers, and shows what it is
+/// asked for.
+#[must_use]
+pub fn scrapes_speak_as_the_admin_port(manifests: &[Manifest]) -> Vec<String> {
+    let mut findings = Vec::new();
+    let pods = deployments(manifests);
+    let is_set = |name| pods.iter().flat_map(Pod::containers).any(|container| env(container).contains_key(name));
+    let names: Vec<_> =
+        of_kind(manifests, "Service").map(|service| format!("{}.{NAMESPACE}.svc", service.name())).collect();
+    for monitor in of_kind(manifests, "ServiceMonitor") {
+        for endpoint in list(&monitor.0, "/spec/endpoints") {
+            let mut find = |finding: &str| findings.push(format!("{}: {finding}", monitor.title()));
+            if (text(endpoint, "/scheme") == "https") != is_set(ADMIN_CERTIFICATE) {
+                find("does not speak as the admin port does");
+            }
+            let tls = at(endpoint, "/tlsConfig");
+            if !is_set(ADMIN_CERTIFICATE) {
+                continue;
+            }
+            if !names.iter().any(|name| name == text(tls, "/serverName")) || at(tls, "/ca/secret/name").is_null() {
+                find("does not check who answers");
+            }
+            let shows = !at(tls, "/cert/secret/name").is_null() && !at(tls, "/keySecret/name").is_null();
+            if shows != is_set(ADMIN_CLIENT_CA) {
+                find("does not show the certificate that it is asked for, or shows one for nothing");
+            }
+        }
+    }
+    findings
+}
+
 /// A Service leads to ports that its pods have.
 #[must_use]
 pub fn services_lead_to_ports(manifests: &[Manifest]) -> Vec<String> {
@@ -121,7 +152,8 @@ pub fn endpoints_lead_to_services(manifests: &[Manifest]) -> Vec<String> {
     for pod in pods(manifests) {
         for container in pod.containers() {
             for (name, value) in env(container) {
-                let is_ours = name.ends_with("ENDPOINT") || name.starts_with("WAYBILL_ENDPOINTS__");
+                let is_ours =
+                    name.ends_with("ENDPOINT") || name.starts_with("WAYBILL_ENDPOINTS__") && !name.contains("__TLS__");
                 // An embedding service that runs elsewhere is where the user says.
                 let is_elsewhere =
                     name.ends_with("__EMBEDDING") && !hosts.values().any(|name| name.ends_with("-embedding"));

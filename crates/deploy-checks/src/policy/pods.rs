@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::chart::{Manifest, Pod, env, pods, secret_files};
+use crate::chart::{ADMIN_CERTIFICATE, Manifest, Pod, env, pods, secret_files};
 use crate::yaml::{at, list, text};
 
 /// Seconds that a program may take beyond its deadline, to say goodbye to its stores.
@@ -56,6 +56,7 @@ pub fn services_are_probed(manifests: &[Manifest]) -> Vec<String> {
     let deployments: Vec<_> = manifests.iter().filter(|one| one.kind() == "Deployment").cloned().collect();
     each_container(&deployments, |_, container, find| {
         let ports: Vec<_> = list(container, "/ports").iter().map(|port| text(port, "/name")).collect();
+        let scheme = if env(container).contains_key(ADMIN_CERTIFICATE) { "HTTPS" } else { "" };
         for (probe, path) in [("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
             let get = at(container, &format!("/{probe}/httpGet"));
             if text(get, "/path") != path {
@@ -63,6 +64,9 @@ pub fn services_are_probed(manifests: &[Manifest]) -> Vec<String> {
             }
             if text(get, "/port") != "metrics" || !ports.contains(&"metrics") {
                 find(format!("{probe} asks another port than the admin port"));
+            }
+            if text(get, "/scheme") != scheme {
+                find(format!("{probe} does not speak as the admin port does"));
             }
         }
     })

@@ -116,6 +116,8 @@ fn what_can_t_work_is_refused_with_words() {
     refused("tei", "embedding.model.kind=", &["embedding.model.kind", "local", "openai"]);
     refused("tei", "tls.enabled=true", &["tls.existingSecret", "tls.certManager"]);
     refused("tls-cert-manager", "tls.certManager.issuerRef.name=null", &["issuer"]);
+    refused("tei", "tls.admin.enabled=true", &["tls.enabled"]);
+    refused("tls-everywhere", "tls.caKey=", &["tls.caKey"]);
     refused("tei", "image.tag=latest", &["tag"]);
     refused("tei", "embedding.enabled=false", &["config.endpoints.embedding"]);
     refused("tei", "auth.bootstrapKeyKey=", &["tests.apiKey.existingSecret"]);
@@ -133,6 +135,9 @@ fn what_can_t_work_is_refused_with_words() {
         "metrics.serviceMonitor.enable=true",
         "embedding.model.openai.url=http://x",
         "tls.certManager.issuer=x",
+        "tls.admin.enable=true",
+        "redis.tls.secret=x",
+        "telemetry.tls.ca=x",
         "tests.projects=x",
     ] {
         refused("tei", slip, &[slip.split('=').next().unwrap().rsplit('.').next().unwrap()]);

@@ -215,6 +215,37 @@ fn of_selectors() {
 }
 
 #[test]
+fn of_probes_and_scrapes_over_tls() {
+    caught(
+        policy::services_are_probed,
+        "tls-everywhere",
+        &[
+            take("Deployment", container("/livenessProbe/httpGet/scheme")),
+            put("Deployment", container("/readinessProbe/httpGet/scheme"), json!("HTTP")),
+            put("Deployment", container("/env"), json!([])),
+        ],
+    );
+    let endpoint = |path: &str| -> &'static str { format!("/spec/endpoints/0{path}").leak() };
+    caught(
+        policy::scrapes_speak_as_the_admin_port,
+        "tls-everywhere",
+        &[
+            take("ServiceMonitor", endpoint("/scheme")),
+            take("ServiceMonitor", endpoint("/tlsConfig")),
+            take("ServiceMonitor", endpoint("/tlsConfig/ca")),
+            take("ServiceMonitor", endpoint("/tlsConfig/cert")),
+            take("ServiceMonitor", endpoint("/tlsConfig/keySecret")),
+            put("ServiceMonitor", endpoint("/tlsConfig/serverName"), json!("elsewhere")),
+            put("Deployment", container("/env"), json!([])),
+        ],
+    );
+    let plain = put("ServiceMonitor", endpoint("/scheme"), json!("https"));
+    caught(policy::scrapes_speak_as_the_admin_port, "tls-cert-manager", &[plain]);
+    let asks = json!({"name": "WAYBILL_ADMIN__TLS__CERT_FILE", "value": "/etc/waybill/tls/tls.crt"});
+    caught(policy::services_are_probed, "tls-secret", &[put("Deployment", container("/env/-"), asks)]);
+}
+
+#[test]
 fn of_ports() {
     caught(
         policy::services_lead_to_ports,

@@ -65,6 +65,11 @@ fn selectors_match_labels() {
 }
 
 #[test]
+fn scrapes_speak_as_the_admin_port() {
+    hold(policy::scrapes_speak_as_the_admin_port);
+}
+
+#[test]
 fn services_lead_to_ports() {
     hold(policy::services_lead_to_ports);
 }

@@ -4,6 +4,7 @@
 mod faults;
 mod lease;
 mod send;
+mod tls;
 mod worker;
 
 use std::ops::Range;

@@ -3,6 +3,7 @@ use std::fmt::{self, Display};
 use figment::error::{Actual, Kind};
 use figment::value::{Num, Value};
 use figment::{Figment, Source};
+use waybill_tls::InvalidTls;
 
 use super::secret::redact_url;
 use super::{ENV_PREFIX, ENV_SEPARATOR};
@@ -48,6 +49,12 @@ impl Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+impl From<InvalidTls> for ConfigError {
+    fn from(invalid: InvalidTls) -> Self {
+        Self::invalid(invalid.key, invalid.value, &invalid.problem, invalid.fix)
+    }
+}
 
 impl ConfigError {
     /// Makes the error of a value that was read but makes no sense, for `validate` functions.

@@ -1,7 +1,7 @@
 use tokio::net::TcpListener;
+use waybill_tls::ServerTls;
 
 use crate::auth::Guard;
-use crate::tls::ServerTls;
 
 /// Where a gRPC server listens, how its connections are protected, and whom it lets in.
 #[derive(Debug)]

@@ -3,7 +3,6 @@
 mod body;
 mod call;
 mod client;
-mod connection;
 mod deadline;
 pub(crate) mod decode;
 mod health;

@@ -6,11 +6,11 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 
 use super::call::{CallLayer, Stops};
-use super::connection::incoming;
 use super::health::Health;
 use super::listener::Listener;
 use super::measure::CallMeter;
 use crate::auth::{Denials, Policy};
+use crate::connection::incoming;
 use crate::metrics::Signals;
 use crate::shutdown::Shutdown;
 

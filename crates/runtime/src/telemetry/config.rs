@@ -3,6 +3,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use tonic::metadata::{KeyAndValueRef, MetadataKey, MetadataMap};
+use waybill_tls::{ClientTls, ClientTlsConfig};
 
 use crate::config::{ConfigError, Secret};
 
@@ -14,6 +15,8 @@ pub struct TelemetryConfig {
     pub otlp_endpoint: String,
     /// Sent with each export, such as a key: `name=value,name=value`.
     pub otlp_headers: Secret,
+    /// How an `https://` collector is checked, and what it is shown.
+    pub tls: ClientTlsConfig,
     /// Whether traces are sent.
     pub traces: bool,
     /// The share of traces that begin here and are sent, 0 to 1. Of a call that comes with a
@@ -30,6 +33,7 @@ impl Default for TelemetryConfig {
         Self {
             otlp_endpoint: String::new(),
             otlp_headers: Secret::default(),
+            tls: ClientTlsConfig::default(),
             traces: true,
             trace_ratio: 1.0,
             metrics_push: false,
@@ -55,6 +59,11 @@ impl TelemetryConfig {
                 fix,
             ));
         }
+        self.tls.validate(&key("tls"))?;
+        if url.starts_with("http://") && self.tls.is_set() {
+            let fix = "begin it with https://, or leave telemetry.tls out";
+            return Err(ConfigError::invalid(key("otlp_endpoint"), format!("{url:?}"), "speaks no TLS", fix));
+        }
         if !(0.0..=1.0).contains(&self.trace_ratio) {
             let fix = "write a share from 0 to 1";
             return Err(ConfigError::invalid(key("trace_ratio"), self.trace_ratio, "is no share", fix));
@@ -73,6 +82,12 @@ impl TelemetryConfig {
             return Err(ConfigError::invalid(key("otlp_headers"), "[hidden]", "can't be sent as headers", fix));
         }
         Ok(())
+    }
+
+    /// Returns what an exporter needs for TLS.
+    #[must_use]
+    pub fn client_tls(&self) -> ClientTls {
+        self.tls.of("telemetry.tls")
     }
 
     pub(super) fn exports_traces(&self) -> bool {

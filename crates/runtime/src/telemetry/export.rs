@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -22,27 +21,28 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) type Push = PeriodicReader<SaidOnce<MetricExporter>>;
 
 pub(super) fn spans(config: &TelemetryConfig) -> anyhow::Result<SaidOnce<SpanExporter>> {
-    let exporter = to_collector(SpanExporter::builder().with_tonic(), config).build();
+    let exporter = to_collector(SpanExporter::builder().with_tonic(), config)?.build();
     Ok(SaidOnce::new("traces", exporter.context("use telemetry.otlp_endpoint for traces")?))
 }
 
 pub(super) fn metrics(config: &TelemetryConfig) -> anyhow::Result<Push> {
-    let exporter = to_collector(MetricExporter::builder().with_tonic(), config).build();
+    let exporter = to_collector(MetricExporter::builder().with_tonic(), config)?.build();
     let exporter = SaidOnce::new("metrics", exporter.context("use telemetry.otlp_endpoint for metrics")?);
     Ok(PeriodicReader::builder(exporter).with_interval(config.metrics_interval()).build())
 }
 
-/// Says where the collector is, and how it is spoken to, whatever is sent.
-fn to_collector<B: WithExportConfig + WithTonicConfig>(exporter: B, config: &TelemetryConfig) -> B {
-    let exporter = exporter
-        .with_endpoint(&config.otlp_endpoint)
+/// Says where the collector is, and how it is spoken to, whatever is sent. Connections are ours, so
+/// that each has the newest certificates. Without pings: a collector in Go ends a connection on which
+/// nothing else is sent.
+fn to_collector<B: WithExportConfig + WithTonicConfig>(exporter: B, config: &TelemetryConfig) -> anyhow::Result<B> {
+    let channel =
+        waybill_tls::channel_with(&config.otlp_endpoint, &config.client_tls(), EXPORT_TIMEOUT, |endpoint| {
+            endpoint.timeout(EXPORT_TIMEOUT)
+        });
+    Ok(exporter
+        .with_channel(channel.context("use telemetry.otlp_endpoint")?)
         .with_timeout(EXPORT_TIMEOUT)
-        .with_metadata(config.metadata().unwrap_or_default());
-    if config.otlp_endpoint.starts_with("https://") {
-        exporter.with_tls_config(ClientTlsConfig::new().with_enabled_roots())
-    } else {
-        exporter
-    }
+        .with_metadata(config.metadata().unwrap_or_default()))
 }
 
 /// An exporter whose failures are said once, and that it does its work again: the library has an

@@ -8,7 +8,7 @@ use waybill_runtime::{Signals, admin, grpc};
 
 use crate::echo::{LONG, echo, start_with};
 
-async fn get(address: std::net::SocketAddr, path: &str) -> String {
+pub(crate) async fn get(address: std::net::SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.expect("connect");
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("send");
@@ -25,7 +25,7 @@ async fn it_tells_whether_the_process_takes_calls_and_counts_them() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(admin::serve(listener, scrape, components.clone(), stop.clone()));
+    let serving = tokio::spawn(admin::serve(listener, None, scrape, components.clone(), stop.clone()));
 
     let waiting = get(address, "/readyz").await;
     assert!(waiting.starts_with("HTTP/1.1 503") && waiting.contains("waits for postgres"), "{waiting}");

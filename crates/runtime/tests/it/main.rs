@@ -2,6 +2,7 @@
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a helper that can't go on fails its test")]
 
 mod admin;
+mod admin_tls;
 mod calls;
 mod config;
 mod decode;

@@ -1,42 +1,23 @@
 //! TLS between real clients and servers, and certificates that change under them.
 
-use std::path::Path;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
 use tonic::Code;
 use waybill_runtime::Signals;
 use waybill_runtime::auth::Guard;
 use waybill_runtime::config::Secret;
 use waybill_runtime::grpc::{ClientOptions, Listener, peer};
-use waybill_runtime::tls::{ClientTlsConfig, ServerTls, TlsConfig};
+use waybill_testkit::{Authority, eventually};
+use waybill_tls::{ServerTls, ServerTlsConfig, Serves};
 
 use crate::echo::{LONG, Running, call, start_on};
 
-/// Who signs certificates.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
+/// No working reload needs as long.
+const PATIENCE: Duration = Duration::from_secs(30);
 
-impl Authority {
-    fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), pem }
-    }
-
-    /// Writes a certificate for `name` and its key.
-    fn sign(&self, name: &str, cert: &Path, key: &Path) {
-        let pair = KeyPair::generate().unwrap();
-        let params = CertificateParams::new([name.to_owned()]).unwrap();
-        std::fs::write(key, pair.serialize_pem()).unwrap();
-        std::fs::write(cert, params.signed_by(&pair, &self.issuer).unwrap().pem()).unwrap();
-    }
+fn load(config: &ServerTlsConfig) -> Result<Option<ServerTls>, waybill_tls::InvalidTls> {
+    ServerTls::load("tls", config, Serves::Grpc)
 }
 
 /// A server with a certificate of `authority`, in files that can be replaced.
@@ -48,18 +29,8 @@ struct Secured {
 impl Secured {
     async fn start(authority: &Authority, client_ca: Option<&Authority>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = TlsConfig {
-            cert_file: dir.path().join("cert.pem"),
-            key_file: dir.path().join("key.pem"),
-            client_ca_file: client_ca.map(|_| dir.path().join("clients.pem")).unwrap_or_default(),
-            reload_ms: 100,
-            client: ClientTlsConfig::default(),
-        };
-        authority.sign("localhost", &config.cert_file, &config.key_file);
-        if let Some(client_ca) = client_ca {
-            std::fs::write(&config.client_ca_file, &client_ca.pem).unwrap();
-        }
-        let tls = ServerTls::load(&config).unwrap();
+        let config = authority.server(dir.path(), client_ca).unwrap();
+        let tls = load(&config).unwrap();
         let server = start_on(LONG, &Signals::default(), |tcp| Listener::new(tcp, tls, Guard::open())).await;
         Self { dir, server }
     }
@@ -67,15 +38,9 @@ impl Secured {
     /// Calls over a connection of its own, trusting `authority`.
     async fn call(&self, authority: &Authority, client: Option<&Authority>) -> Result<(), Code> {
         let dir = tempfile::tempdir().unwrap();
-        let file = |name: &str| dir.path().join(name);
-        std::fs::write(file("ca.pem"), &authority.pem).unwrap();
-        let mut tls = ClientTlsConfig { ca_file: file("ca.pem"), ..ClientTlsConfig::default() };
-        if let Some(client) = client {
-            (tls.cert_file, tls.key_file) = (file("cert.pem"), file("key.pem"));
-            client.sign("a-client", &tls.cert_file, &tls.key_file);
-        }
+        let tls = authority.client(dir.path(), client).unwrap();
         let url = format!("https://localhost:{}", self.server.address.port());
-        let options = ClientOptions { tls, api_key: Secret::default() };
+        let options = ClientOptions { tls: tls.of("endpoints.tls"), api_key: Secret::default() };
         let channel = peer(&url, &options).unwrap();
         call(channel, "hello").await.map(|_| ()).map_err(|status| status.code())
     }
@@ -83,7 +48,7 @@ impl Secured {
 
 #[tokio::test]
 async fn callers_know_the_server_by_its_certificate() {
-    let (ours, other) = (Authority::new(), Authority::new());
+    let [ours, other] = Authority::several().unwrap();
     let secured = Secured::start(&ours, None).await;
     secured.call(&ours, None).await.unwrap();
     assert_eq!(secured.call(&other, None).await, Err(Code::Unavailable));
@@ -94,7 +59,7 @@ async fn callers_know_the_server_by_its_certificate() {
 
 #[tokio::test]
 async fn a_server_may_ask_callers_for_a_certificate() {
-    let (ours, theirs, other) = (Authority::new(), Authority::new(), Authority::new());
+    let [ours, theirs, other] = Authority::several().unwrap();
     let secured = Secured::start(&ours, Some(&theirs)).await;
     secured.call(&ours, Some(&theirs)).await.unwrap();
     // In TLS 1.3 a client hears of it after its handshake, as whatever the broken connection is.
@@ -103,29 +68,18 @@ async fn a_server_may_ask_callers_for_a_certificate() {
     secured.call(&ours, Some(&theirs)).await.unwrap();
 }
 
-/// Tries until it is so, within a time that no working reload needs.
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let tried = tokio::time::timeout(Duration::from_secs(30), async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    tried.await.unwrap_or_else(|_| panic!("not so within 30 s: {what}"));
-}
-
 #[tokio::test]
 async fn a_certificate_that_is_replaced_is_shown_without_a_restart() {
-    let (old, new) = (Authority::new(), Authority::new());
+    let [old, new] = Authority::several().unwrap();
     let secured = Secured::start(&old, None).await;
-    let (cert, key) = (secured.dir.path().join("cert.pem"), secured.dir.path().join("key.pem"));
     secured.call(&old, None).await.unwrap();
     // Half of a change, or nonsense, changes nothing.
-    std::fs::write(&cert, "nonsense").unwrap();
+    std::fs::write(secured.dir.path().join("server-cert.pem"), "nonsense").unwrap();
     for _ in 0..20 {
         secured.call(&old, None).await.unwrap();
     }
-    new.sign("localhost", &cert, &key);
-    eventually("the new certificate is shown", async || secured.call(&new, None).await.is_ok()).await;
+    new.server(secured.dir.path(), None).unwrap();
+    eventually("the new certificate is shown", PATIENCE, async || secured.call(&new, None).await.is_ok()).await;
     assert_eq!(secured.call(&old, None).await, Err(Code::Unavailable));
 }
 
@@ -133,28 +87,28 @@ async fn a_certificate_that_is_replaced_is_shown_without_a_restart() {
 fn what_can_t_be_used_is_refused_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| dir.path().join(name);
-    let authority = Authority::new();
-    authority.sign("localhost", &file("cert"), &file("key"));
-    authority.sign("localhost", &file("cert2"), &file("key2"));
+    let authority = Authority::new().unwrap();
+    authority.sign("localhost", &file("cert"), &file("key")).unwrap();
+    authority.sign("localhost", &file("cert2"), &file("key2")).unwrap();
     std::fs::write(file("empty"), "").unwrap();
-    let load = |cert: &str, key: &str| {
-        let config = TlsConfig { cert_file: file(cert), key_file: file(key), ..TlsConfig::default() };
-        ServerTls::load(&config).map_err(|error| format!("{error:#}"))
+    let of = |cert: &str, key: &str| {
+        let config = ServerTlsConfig { cert_file: file(cert), key_file: file(key), ..ServerTlsConfig::default() };
+        load(&config).map_err(|error| error.to_string())
     };
-    assert!(load("cert", "key").unwrap().is_some());
+    assert!(of("cert", "key").unwrap().is_some());
     for (cert, key, said) in [
-        ("none", "key", "none"),
-        ("cert", "none", "none"),
+        ("none", "key", "tls.cert_file"),
+        ("cert", "none", "tls.key_file"),
         ("empty", "key", "no certificate"),
-        ("cert", "empty", "private key"),
+        ("cert", "empty", "no private key"),
         ("cert", "key2", "key2"),
     ] {
-        let error = load(cert, key).unwrap_err();
+        let error = of(cert, key).unwrap_err();
         assert!(error.contains(said), "{cert} {key}: {error}");
     }
-    assert!(ServerTls::load(&TlsConfig::default()).unwrap().is_none());
-    let half = TlsConfig { cert_file: file("cert"), ..TlsConfig::default() };
+    assert!(load(&ServerTlsConfig::default()).unwrap().is_none());
+    let half = ServerTlsConfig { cert_file: file("cert"), ..ServerTlsConfig::default() };
     assert!(half.validate("tls").unwrap_err().to_string().contains("tls.key_file"));
-    let unused = TlsConfig { client_ca_file: file("cert"), ..TlsConfig::default() };
+    let unused = ServerTlsConfig { client_ca_file: file("cert"), ..ServerTlsConfig::default() };
     assert!(unused.validate("tls").unwrap_err().to_string().contains("tls.client_ca_file"));
 }

@@ -6,4 +6,5 @@ mod collections;
 mod errors;
 mod queries;
 mod store;
+mod tls;
 mod writes;

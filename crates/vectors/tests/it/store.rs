@@ -25,15 +25,15 @@ pub(crate) struct TestStore {
 }
 
 /// A server with a thread and a runtime of its own, which end before its files are removed.
-struct LocalServer {
-    url: String,
+pub(crate) struct LocalServer {
+    pub(crate) url: String,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
     _dir: TempDir,
 }
 
 impl LocalServer {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_owned();
         let (stop, stopped) = oneshot::channel();

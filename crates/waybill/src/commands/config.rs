@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Parser;
-use waybill_runtime::config::render_redacted;
+use waybill_runtime::config::{ConfigError, render_redacted};
 
 use crate::app_config::{self, AppConfig};
 use crate::cli::{Cli, Command, ConfigArgs};
@@ -19,6 +19,7 @@ pub(crate) fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     let file = args.source.config.as_deref();
     let config = AppConfig::load(file)?;
     if args.check {
+        check_certificates(&config)?;
         eprintln!("the configuration is valid");
         return Ok(());
     }
@@ -36,6 +37,10 @@ pub(crate) fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     out.flush()
 }
 
+fn check_certificates(config: &AppConfig) -> Result<(), ConfigError> {
+    config.certificates().into_iter().try_for_each(|(_, read)| read.map(drop))
+}
+
 /// Says whether a command line is valid, and the configuration that it would be run with.
 fn check_command(args: &[OsString]) -> anyhow::Result<()> {
     let name = OsString::from("waybill");
@@ -50,6 +55,7 @@ fn check_command(args: &[OsString]) -> anyhow::Result<()> {
     };
     if let Some(source) = source {
         let config = AppConfig::load(source.config.as_deref())?;
+        check_certificates(&config)?;
         if let Command::Serve(args) = &command {
             serve::check_stores(&config, args.service)?;
         }

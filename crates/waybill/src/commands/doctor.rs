@@ -11,7 +11,6 @@ use tonic_health::pb::health_client::HealthClient;
 use waybill_domain::{Checkup, Verdict};
 use waybill_llm_queue::LlmQueue;
 use waybill_runtime::grpc::peer;
-use waybill_runtime::tls::ServerTls;
 use waybill_storage::{Db, doctor, keys};
 use waybill_vectors::Vectors;
 
@@ -75,16 +74,23 @@ fn configuration(config: &AppConfig, args: &DoctorArgs) -> Vec<Checkup> {
     let file = args.database.source.config.as_deref();
     let from = file.map_or_else(|| "defaults and environment".to_owned(), |file| file.display().to_string());
     let mut found = vec![Checkup::good("layers", from)];
-    found.push(match ServerTls::load(&config.tls) {
-        Ok(None) if config.auth.mode == AuthMode::Keys => {
-            let fix =
-                "set tls.cert_file and tls.key_file, or end TLS in front of the services: keys travel as they are";
-            Checkup::risk("tls", "off", fix)
-        }
-        Ok(None) => Checkup::good("tls", "off"),
-        Ok(Some(_)) => Checkup::good("tls", config.tls.cert_file.display().to_string()),
-        Err(error) => Checkup::bad("tls", format!("{error:#}"), "mend the files that tls.* names"),
-    });
+    for (section, read) in config.certificates() {
+        found.push(match read {
+            Ok(false) if section == "tls" && config.auth.mode == AuthMode::Keys => {
+                let fix =
+                    "set tls.cert_file and tls.key_file, or end TLS in front of the services: keys travel as they are";
+                Checkup::risk(section, "off", fix)
+            }
+            Ok(false) if section == "tls" => Checkup::good(section, "off"),
+            // Most need none.
+            Ok(false) => continue,
+            Ok(true) => Checkup::good(section, "its files can be used"),
+            Err(error) => {
+                let [key, value] = [error.key, error.value].map(Option::unwrap_or_default);
+                Checkup::bad(section, format!("{key} = {value}: {}", error.problem), error.fix)
+            }
+        });
+    }
     if config.auth.mode == AuthMode::Open {
         let fix = "set auth.mode to \"keys\", unless nobody else reaches the listeners";
         found.push(Checkup::risk("keys", "everybody is let in", fix));
@@ -158,7 +164,7 @@ async fn services(config: &AppConfig, running: Option<&Endpoints>) -> Vec<Checku
 }
 
 async fn serving(config: &AppConfig, url: &str) -> anyhow::Result<bool> {
-    let mut client = HealthClient::new(peer(url, &access::between_services(&config.auth, &config.tls))?);
+    let mut client = HealthClient::new(peer(url, &access::between_services(config))?);
     let answer = timeout(HEALTH_TIMEOUT, client.check(HealthCheckRequest::default())).await??;
     Ok(answer.get_ref().status() == ServingStatus::Serving)
 }

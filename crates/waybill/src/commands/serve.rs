@@ -51,7 +51,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     Watch::new(&signals, &shutdown).postgres(&db);
     let address = listener.local_addr()?;
-    let front = Front::open(&config.auth, &config.tls, &db, &[address]).await?;
+    let front = Front::open(&config, &db, &[address]).await?;
     tracing::info!(service = name, listen = %address, keys = front.asks_for_keys(), tls = front.is_secure(), "serving");
     let served = serve(args.service, &config, db.clone(), &signals, front.listener(listener), shutdown).await;
     db.close().await;
@@ -83,7 +83,7 @@ async fn serve(
         ServiceName::Embedding => services::embedding(config, db, signals, listener, shutdown).await,
         ServiceName::Extraction => services::extraction(config, db, signals, listener, shutdown).await,
         ServiceName::Relay => {
-            let options = access::between_services(&config.auth, &config.tls);
+            let options = access::between_services(config);
             let embedding = peer(&config.endpoints.embedding, &options).context("read endpoints.embedding")?;
             services::relay(config, db, embedding, signals, listener, shutdown).await
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use waybill_deploy_checks::chart::{self, Pod};
 use waybill_deploy_checks::{compose, yaml};
+use waybill_testkit::Authority;
 
 use crate::program::{ran, run_with, waybill};
 use crate::world::World;
@@ -23,16 +24,21 @@ const SECRETS: [(&str, &str); 9] = [
     ("extraction-api-key", "a-key-of-the-model-server"),
 ];
 
-/// Files of a Secret of TLS. Whoever reads them needs more; a check of the configuration does not.
-const TLS: [&str; 3] = ["ca.crt", "tls.crt", "tls.key"];
+/// Whose certificates stand in Secrets, too: `<name>-ca.crt` and so on.
+const CERTIFIED: [&str; 3] = ["redis", "qdrant", "telemetry"];
 
 /// Makes the files that a pod would have under `/etc/waybill`.
 fn mount(folder: &Path) {
     for (name, value) in SECRETS {
         write(&folder.join("secrets").join(name), value);
     }
-    for name in TLS {
-        write(&folder.join("tls").join(name), "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n");
+    let authority = Authority::new().unwrap();
+    std::fs::create_dir_all(folder.join("tls")).unwrap();
+    let prefixes = CERTIFIED.map(|name| format!("secrets/{name}-"));
+    for prefix in prefixes.iter().map(String::as_str).chain(["tls/"]) {
+        let file = |name: &str| folder.join(format!("{prefix}{name}"));
+        authority.write(&file("ca.crt")).unwrap();
+        authority.sign("localhost", &file("tls.crt"), &file("tls.key")).unwrap();
     }
 }
 
@@ -166,12 +172,14 @@ async fn the_chart_s_test_writes_finds_and_deletes() {
 /// A Secret that the chart comes to mount needs a sample above.
 #[test]
 fn secrets_have_samples() {
-    let known: Vec<_> = SECRETS.iter().map(|(name, _)| *name).collect();
+    let certificates =
+        CERTIFIED.iter().flat_map(|name| ["ca.crt", "tls.crt", "tls.key"].map(|file| format!("{name}-{file}")));
+    let known: Vec<_> = SECRETS.iter().map(|(name, _)| (*name).to_owned()).chain(certificates).collect();
     let mut missing = Vec::new();
     for case in chart::cases().unwrap() {
         let manifests = case.manifests().unwrap();
         for pod in chart::pods(&manifests) {
-            missing.extend(chart::secret_files(&pod).into_iter().filter(|file| !known.contains(&file.as_str())));
+            missing.extend(chart::secret_files(&pod).into_iter().filter(|file| !known.contains(file)));
         }
     }
     assert!(missing.is_empty(), "no sample of {missing:?}");

@@ -3,6 +3,8 @@
 use std::fs;
 use std::net::TcpListener;
 
+use waybill_testkit::Authority;
+
 use crate::program::{assert_has, run, run_with};
 
 #[test]
@@ -110,4 +112,37 @@ fn up_without_a_model_says_how_to_get_one() {
     let args = ["up", "--model-dir", none.to_str().unwrap()];
     let bad = run(home.path(), &args).expect_code(2);
     assert_has(&bad.stderr, &[none.to_str().unwrap(), "--model-dir"]);
+}
+
+#[test]
+fn files_of_certificates_that_can_t_be_used_are_named() {
+    let home = tempfile::tempdir().unwrap();
+    let authority = Authority::new().unwrap();
+    let file = |name: &str| home.path().join(name).display().to_string();
+    let (cert, key, other) = (file("cert.pem"), file("key.pem"), file("other.pem"));
+    authority
+        .sign("localhost", home.path().join("other.pem").as_path(), home.path().join("key.pem").as_path())
+        .unwrap();
+    authority.sign("localhost", cert.as_ref(), key.as_ref()).unwrap();
+    for section in ["TLS", "ADMIN__TLS", "ENDPOINTS__TLS", "REDIS__TLS", "QDRANT__TLS", "TELEMETRY__TLS"] {
+        let key_of = |name: &str| format!("{}.{name}", section.to_lowercase().replace("__", "."));
+        let is_server = section == "TLS" || section == "ADMIN__TLS";
+        let authorities = if is_server { "client_ca_file" } else { "ca_file" };
+        // An authority's file that holds a key instead: its content is nobody's to see.
+        let cases = [
+            (&cert, &key, &key, authorities, "has no certificate"),
+            (&cert, &key, &file("gone.pem"), authorities, "can't be read"),
+            (&file("gone.pem"), &key, &cert, "cert_file", "can't be read"),
+            (&cert, &cert, &cert, "key_file", "has no private key"),
+            (&other, &key, &cert, "key_file", "can't be used"),
+        ];
+        for (cert, key, ca, name, said) in cases {
+            let variable = |name: &str| format!("WAYBILL_{section}__{}", name.to_uppercase());
+            let names = [variable("cert_file"), variable("key_file"), variable(authorities)];
+            let variables: Vec<_> = names.iter().map(String::as_str).zip([cert, key, ca].map(String::as_str)).collect();
+            let bad = run_with(home.path(), &["config", "--check"], &variables).expect_code(2);
+            assert_has(&bad.stderr, &[&key_of(name), said, "; name "]);
+            assert!(!bad.stderr.contains("PRIVATE") && !bad.stderr.contains("BEGIN"), "{}", bad.stderr);
+        }
+    }
 }

@@ -20,6 +20,20 @@
 {{- end }}
 {{- end -}}
 
+{{/* Those that a service calls with certificates of their own: (root, service). */}}
+{{- define "waybill.tlsParts" -}}
+{{- $values := (index . 0).Values -}}
+{{- $parts := without (index (fromYaml (include "waybill.services" (index . 0))) (index . 1)).stores "database" -}}
+{{- if $values.telemetry.otlpEndpoint -}}
+{{- $parts = append $parts "telemetry" -}}
+{{- end -}}
+{{- range $parts -}}
+{{- if (index $values .).tls.existingSecret }}
+- {{ . }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The Secrets of a component, as a list of {secret, key, file}: (root, component). One file each
 under /etc/waybill/secrets: unlike variables, files are not inherited, printed or dumped. */}}
 {{- define "waybill.secretFiles" -}}
@@ -48,6 +62,14 @@ under /etc/waybill/secrets: unlike variables, files are not inherited, printed o
 {{- end -}}
 {{- if has $component (list "embedding" "relay") -}}
 {{- $files = append $files (dict "secret" $values.auth.existingSecret "key" $values.auth.serviceKeyKey "file" "service-key") -}}
+{{- end -}}
+{{- range $part := fromYamlArray (include "waybill.tlsParts" .) -}}
+{{- $tls := (index $values $part).tls -}}
+{{- range $file, $key := dict "ca.crt" $tls.caKey "tls.crt" $tls.certKey "tls.key" $tls.keyKey -}}
+{{- if $key -}}
+{{- $files = append $files (dict "secret" $tls.existingSecret "key" $key "file" (printf "%s-%s" $part $file)) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- if $values.telemetry.headersSecret -}}
 {{- $files = append $files (dict "secret" $values.telemetry.headersSecret "key" $values.telemetry.headersKey "file" "otlp-headers") -}}
@@ -118,6 +140,11 @@ later would win without a word. */}}
   "otlp-headers" "WAYBILL_TELEMETRY__OTLP_HEADERS_FILE"
   "embedding-api-key" (printf "WAYBILL_EMBEDDING__MODEL__%s__API_KEY_FILE" (upper $values.embedding.model.kind))
   "extraction-api-key" "WAYBILL_EXTRACTION__OPENAI__API_KEY_FILE" -}}
+{{- range $part := list "redis" "qdrant" "telemetry" -}}
+{{- range $file, $key := dict "ca.crt" "CA_FILE" "tls.crt" "CERT_FILE" "tls.key" "KEY_FILE" -}}
+{{- $_ := set $variables (printf "%s-%s" $part $file) (printf "WAYBILL_%s__TLS__%s" (upper $part) $key) -}}
+{{- end -}}
+{{- end -}}
 - name: WAYBILL_LOG
   value: {{ $values.logging.filter | quote }}
 - name: WAYBILL_LOG__FORMAT
@@ -148,6 +175,25 @@ later would win without a word. */}}
 - name: WAYBILL_TELEMETRY__TRACE_RATIO
   value: {{ $values.telemetry.traceRatio | toString | quote }}
 {{- end }}
+{{- range $part := fromYamlArray (include "waybill.tlsParts" .) }}
+{{- with (index $values $part).tls.serverName }}
+- name: WAYBILL_{{ upper $part }}__TLS__SERVER_NAME
+  value: {{ . | quote }}
+{{- end }}
+{{- end }}
+{{- if and $values.tls.admin.enabled (not $values.tls.enabled) }}
+{{- fail "tls.admin.enabled: the certificate is that of `tls`: set tls.enabled, too" }}
+{{- end }}
+{{- if $values.tls.admin.enabled }}
+- name: WAYBILL_ADMIN__TLS__CERT_FILE
+  value: /etc/waybill/tls/tls.crt
+- name: WAYBILL_ADMIN__TLS__KEY_FILE
+  value: /etc/waybill/tls/tls.key
+{{- if $values.tls.admin.requireClientCertificate }}
+- name: WAYBILL_ADMIN__TLS__CLIENT_CA_FILE
+  value: /etc/waybill/tls/{{ required "tls.admin.requireClientCertificate: name the authority's certificate in tls.caKey" $values.tls.caKey }}
+{{- end }}
+{{- end }}
 {{- if $values.tls.enabled }}
 - name: WAYBILL_TLS__CERT_FILE
   value: /etc/waybill/tls/tls.crt
@@ -167,13 +213,13 @@ later would win without a word. */}}
 {{- end }}
 {{- if $values.tls.enabled }}
 {{- with $values.tls.caKey }}
-- name: WAYBILL_TLS__CLIENT__CA_FILE
+- name: WAYBILL_ENDPOINTS__TLS__CA_FILE
   value: /etc/waybill/tls/{{ . }}
 {{- end }}
 {{- if $values.tls.requireClientCertificate }}
-- name: WAYBILL_TLS__CLIENT__CERT_FILE
+- name: WAYBILL_ENDPOINTS__TLS__CERT_FILE
   value: /etc/waybill/tls/tls.crt
-- name: WAYBILL_TLS__CLIENT__KEY_FILE
+- name: WAYBILL_ENDPOINTS__TLS__KEY_FILE
   value: /etc/waybill/tls/tls.key
 {{- end }}
 {{- end }}

@@ -219,7 +219,7 @@ impl Running {
             // Nobody else needs to know it: all that call each other are in this process.
             config.auth.service_key = access::random_secret()?;
         }
-        let door = Front::open(&config.auth, &config.tls, &db, &ports.addresses()?).await;
+        let door = Front::open(&config, &db, &ports.addresses()?).await;
         let door = match door {
             Ok(door) => door,
             Err(error) => {
@@ -267,7 +267,7 @@ impl Running {
                 (Arc::clone(&config), db.clone(), signals.clone(), front.shutdown.clone());
             async move { services::ingestion(&config, db, &signals, ingestion_listener, stop).await }
         });
-        let between = access::between_services(&config.auth, &config.tls);
+        let between = access::between_services(&config);
         let embedding = waybill_runtime::grpc::peer(&endpoints.embedding, &between)?;
         front.run("relay", {
             let (config, db, signals, stop) =

@@ -13,5 +13,6 @@ mod rotel;
 #[cfg(feature = "embedded")]
 mod secrets;
 #[cfg(feature = "embedded")]
+mod tls;
 mod traces;
 mod workers;

@@ -1,6 +1,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,8 +13,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::{Connected, TcpConnectInfo};
-
-use crate::tls::ServerTls;
+use waybill_tls::ServerTls;
 
 /// Callers share connections, so this is far above any sound use and below the 1,024 file
 /// descriptors that many systems give a process. Further callers wait in the accept queue.
@@ -23,7 +23,7 @@ const MAX_CONNECTIONS: usize = 768;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts connections until dropped, which closes the listener. `cut` ends every one of them.
-pub(super) fn incoming(
+pub(crate) fn incoming(
     listener: TcpListener,
     tls: Option<ServerTls>,
     cut: CancellationToken,
@@ -39,7 +39,13 @@ pub(super) fn incoming(
             Some(tls) => Transport::Shaking(Box::pin(tls.accept(stream))),
             None => Transport::Plain(stream),
         };
-        let connection = Connection { stream, info, cut: Box::pin(cut.clone().cancelled_owned()), _slot: slot };
+        let connection = Connection {
+            stream,
+            info,
+            vouched: Vouched::default(),
+            cut: Box::pin(cut.clone().cancelled_owned()),
+            _slot: slot,
+        };
         Some((Ok(connection), (listener, slots, tls, cut, watch)))
     })
 }
@@ -63,11 +69,23 @@ async fn accept(listener: &TcpListener) -> TcpStream {
 
 /// A connection that can be ended from outside: tonic runs each in a task of its own and
 /// gives no handle to it.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     stream: Transport,
     info: TcpConnectInfo,
+    vouched: Vouched,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _slot: OwnedSemaphorePermit,
+}
+
+/// Whether the peer has shown a certificate that the listener trusts. Not before its first bytes are
+/// read, as that is when hands are shaken.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Vouched(Arc<AtomicBool>);
+
+impl Vouched {
+    pub(crate) fn is_vouched(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// How bytes travel.
@@ -96,9 +114,14 @@ impl Connection {
     fn shake_hands(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Transport::Shaking(shaking) = &mut self.stream {
             let stream = ready!(shaking.as_mut().poll(cx))?;
+            self.vouched.0.store(stream.get_ref().1.peer_certificates().is_some(), Ordering::Release);
             self.stream = Transport::Secure(Box::new(stream));
         }
         Poll::Ready(Ok(()))
+    }
+
+    pub(crate) fn vouched(&self) -> Vouched {
+        self.vouched.clone()
     }
 
     fn is_cut(&mut self, cx: &mut Context<'_>) -> bool {
