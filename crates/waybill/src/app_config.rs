@@ -21,7 +21,7 @@ const ALIASES: [(&str, &str); 3] =
     [("DATABASE_URL", "database.url"), ("REDIS_URL", "redis.url"), ("QDRANT_URL", "qdrant.url")];
 
 /// Variables of the command line, which share our prefix but are no keys.
-const NOT_KEYS: [&str; 14] = [
+const NOT_KEYS: [&str; 15] = [
     "WAYBILL_API_KEY",
     "WAYBILL_API_KEY_FILE",
     "WAYBILL_CA_FILE",
@@ -36,6 +36,7 @@ const NOT_KEYS: [&str; 14] = [
     "WAYBILL_PROJECT",
     "WAYBILL_REDIS_BIN",
     "WAYBILL_RELAY_ENDPOINT",
+    "WAYBILL_SERVER_NAME",
 ];
 
 /// Everything that can be configured. The defaults are the lowest layer.

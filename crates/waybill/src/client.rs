@@ -183,7 +183,7 @@ fn options(args: &CredentialArgs) -> anyhow::Result<ClientOptions> {
         ca_file: file(&args.ca_file),
         cert_file: file(&args.cert_file),
         key_file: file(&args.key_file),
-        server_name: String::new(),
+        server_name: args.server_name.clone().unwrap_or_default(),
     };
     Ok(ClientOptions { tls: tls.of(""), api_key })
 }

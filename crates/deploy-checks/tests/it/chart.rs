@@ -308,6 +308,17 @@ fn notes_say_how_to_go_on() {
         ] {
             assert!(notes.contains(words), "{words:?} is not in:{notes}");
         }
+        // Through a tunnel the certificate's name is not the address's.
+        let mut command = helm.command().unwrap();
+        command.args(["install", "w", CHART, "--dry-run=client", "--namespace", "knowledge", "--values"]);
+        command.arg(case("tei").unwrap().file()).args(["--set", "tls.enabled=true,tls.existingSecret=s"]);
+        let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        for words in [
+            "get secret s --output jsonpath='{.data.ca\\.crt}'",
+            "https://127.0.0.1:7704 --server-name w-waybill-relay.knowledge.svc --ca-file ca.crt",
+        ] {
+            assert!(said.contains(words), "{words:?} is not in:{said}");
+        }
     }
 }
 

@@ -35,10 +35,9 @@ pub(super) fn metrics(config: &TelemetryConfig) -> anyhow::Result<Push> {
 /// that each has the newest certificates. Without pings: a collector in Go ends a connection on which
 /// nothing else is sent.
 fn to_collector<B: WithExportConfig + WithTonicConfig>(exporter: B, config: &TelemetryConfig) -> anyhow::Result<B> {
-    let channel =
-        waybill_tls::channel_with(&config.otlp_endpoint, &config.client_tls(), EXPORT_TIMEOUT, |endpoint| {
-            endpoint.timeout(EXPORT_TIMEOUT)
-        });
+    let channel = waybill_tls::channel_with(&config.otlp_endpoint, &config.client_tls(), EXPORT_TIMEOUT, |endpoint| {
+        endpoint.timeout(EXPORT_TIMEOUT)
+    });
     Ok(exporter
         .with_channel(channel.context("use telemetry.otlp_endpoint")?)
         .with_timeout(EXPORT_TIMEOUT)

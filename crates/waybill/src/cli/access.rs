@@ -24,6 +24,9 @@ pub(crate) struct CredentialArgs {
     /// Private key of that certificate (PEM)
     #[arg(long, value_name = "FILE", env = "WAYBILL_KEY_FILE", requires = "cert_file", help_heading = "Connection")]
     pub(crate) key_file: Option<PathBuf>,
+    /// Name that the server's certificate has to be for, as through a tunnel [default: the URL's host]
+    #[arg(long, value_name = "NAME", env = "WAYBILL_SERVER_NAME", help_heading = "Connection")]
+    pub(crate) server_name: Option<String>,
 }
 
 /// How to reach the database itself.
