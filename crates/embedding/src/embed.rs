@@ -121,8 +121,9 @@ impl Embedder {
         });
         // Fails only if weighing panicked: then each text goes without terms, as a text of
         // stop words does, rather than none having a vector.
-        let parts = try_join_all(parts).await.unwrap_or_else(|error| {
-            tracing::error!(%error, "weighing terms failed");
+        let parts = try_join_all(parts).await.unwrap_or_else(|_| {
+            // Without the error: it has the panic's message, which may quote a text.
+            tracing::error!("weighing terms panicked");
             vec![vec![SparseVector::default(); texts.len()]]
         });
         parts.into_iter().flatten().collect()

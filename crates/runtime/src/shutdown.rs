@@ -1,4 +1,3 @@
-use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -11,6 +10,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
+
+use crate::telemetry::panic_text;
 
 /// Stops a process, or a part of one, in two stages. Clones share the stages.
 ///
@@ -199,15 +200,6 @@ impl Tasks {
             None => Ok(()),
         }
     }
-}
-
-/// Returns what a panic said, where it said it with a string.
-pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&'static str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 pub(crate) fn millis(duration: Duration) -> u64 {

@@ -201,10 +201,11 @@ impl Engine {
                 }
                 Some(done) = self.deliveries.join_next() => match done {
                     Ok(done) => self.on_delivered(done),
-                    Err(error) => {
+                    // Without the error: it has the panic's message, which may quote data.
+                    Err(_) => {
                         // A panic in a sink: nothing is known of its keys, and nothing here can be
                         // trusted to name them. Begin anew from the cursors.
-                        tracing::error!(%sink, %error, "delivery panicked");
+                        tracing::error!(%sink, "delivery panicked");
                         self.lose_everything("a delivery panicked");
                     }
                 },

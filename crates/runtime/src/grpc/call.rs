@@ -17,8 +17,9 @@ use super::body::CallBody;
 use super::decode;
 use super::measure::{CallMeter, Measured};
 use crate::auth::{Admitted, Denials, Denied, Guard, GuardedBody, KeyLease, Policy, Record, Running};
-use crate::shutdown::{millis, panic_text};
+use crate::shutdown::millis;
 use crate::status;
+use crate::telemetry::panic_text;
 use crate::trace::{self, REQUEST_ID, RequestId};
 
 /// Streams that only ever watch the server: they would hold a graceful stop up to its deadline.

@@ -3,6 +3,7 @@
 mod config;
 mod export;
 mod lines;
+mod panics;
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -24,6 +25,8 @@ use uuid::Uuid;
 pub use self::config::TelemetryConfig;
 pub(crate) use self::export::Push;
 pub use self::lines::{HumanLines, JsonLines};
+pub use self::panics::log_panic;
+pub(crate) use self::panics::panic_text;
 use crate::metrics::{Metrics, Scrape};
 use crate::{Components, Signals};
 
@@ -125,6 +128,7 @@ pub fn start(service: &'static str, format: Format, config: &TelemetryConfig) ->
     let push = config.pushes_metrics().then(|| export::metrics(config)).transpose()?;
     let Metrics { provider, scrape } = Metrics::start(resource(service), push)?;
     log(format, &traces)?;
+    std::panic::set_hook(Box::new(log_panic));
     let meter = provider.meter("waybill");
     let signals = Signals { meter, components: Components::default() };
     signals.components.observe(&signals.meter);

@@ -1,5 +1,6 @@
 //! How lines look: each inside a call names its trace and its request. One thread per test.
 
+use futures::StreamExt;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -8,7 +9,7 @@ use tonic::Request;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
-use waybill_runtime::telemetry::{HumanLines, JsonLines};
+use waybill_runtime::telemetry::{HumanLines, JsonLines, log_panic};
 use waybill_runtime::trace;
 
 use crate::echo::{LONG, echo, start};
@@ -78,4 +79,24 @@ async fn what_carries_on_several_requests_names_them_and_is_a_trace_of_its_own()
     assert_eq!(line["request_id"], "r-1:r-2", "{line}");
     assert_ne!(line["trace_id"], TRACE, "{line}");
     assert!(line["trace_id"].as_str().is_some_and(|id| id.len() == 32), "{line}");
+}
+
+#[tokio::test]
+async fn a_panic_is_said_with_its_place_and_without_what_it_quotes() {
+    let lines = Lines::default();
+    let _guard = subscribe(&lines, true);
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(log_panic));
+    panic_in_a_call().await;
+    let server = start(LONG).await;
+    let mut answers = server.stream(futures::stream::iter([echo("panic")])).await.expect("stream");
+    answers.next().await.expect("a status at the end").expect_err("panics");
+    server.stop().await;
+    std::panic::set_hook(before);
+
+    let panicked = lines.with(r#""message":"panicked""#);
+    assert_eq!(panicked.len(), 2, "{panicked:?}");
+    assert!(panicked.iter().all(|line| line.contains("tests/it/echo.rs:")), "{panicked:?}");
+    assert!(panicked[0].contains("asked to panic") && panicked[0].contains(r#""request_id":"r-7""#), "{panicked:?}");
+    assert!(panicked[1].contains("left out") && lines.with("left:").is_empty(), "{:?}", lines.with(""));
 }

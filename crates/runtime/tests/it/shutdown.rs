@@ -59,9 +59,9 @@ async fn a_failed_task_stops_the_service_and_says_why() {
 async fn a_panicking_task_stops_the_service_and_says_why() {
     let shutdown = Shutdown::manual(LONG);
     let tasks = shutdown.tasks();
-    tasks.spawn("trimmer", async { panic!("index {}", 7) });
+    tasks.spawn("trimmer", async { panic!("no lease") });
     let error = within(tasks.finish()).await.expect_err("panicked");
-    assert_eq!(error.to_string(), "task trimmer panicked: index 7");
+    assert_eq!(error.to_string(), "task trimmer panicked: no lease");
     assert!(shutdown.is_stopping());
 }
 
