@@ -68,6 +68,8 @@ fn what_is_not_there_is_said_with_what_to_do() {
         ("REDIS_URL", "redis://127.0.0.1:1"),
         ("QDRANT_URL", "http://127.0.0.1:1"),
         ("WAYBILL_DATABASE__ACQUIRE_TIMEOUT_MS", "200"),
+        ("WAYBILL_ADMIN__TLS__CERT_FILE", "/nowhere/tls.crt"),
+        ("WAYBILL_ADMIN__TLS__KEY_FILE", "/nowhere/tls.key"),
     ];
     let report = run_with(home.path(), &["doctor", "--json"], &nobody).expect_code(1);
     assert!(!report.stdout.contains("hunter2"), "{}", report.stdout);
@@ -78,6 +80,10 @@ fn what_is_not_there_is_said_with_what_to_do() {
         assert_has(&fix, &[key]);
     }
     assert_eq!(verdict(&report, "services", "embedding").0, "bad");
+    let (verdict, fix) = verdict(&report, "configuration", "admin.tls");
+    assert_eq!(verdict, "bad");
+    assert_has(&fix, &["name a"]);
+    assert_has(&report["configuration"].to_string(), &["admin.tls.cert_file", "/nowhere/tls.crt"]);
     let nothing = run_with(home.path(), &["doctor"], &[]).expect_code(1);
     assert_has(&nothing.stdout, &["DATABASE_URL", "REDIS_URL", "QDRANT_URL", "BAD"]);
 }
