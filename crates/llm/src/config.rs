@@ -2,6 +2,7 @@ use std::{fmt, path::PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
+use waybill_tls::{ClientTlsConfig, InvalidTls};
 
 use crate::{
     AnswerBounds, LlmError, Usage,
@@ -53,6 +54,8 @@ pub struct OpenAiConfig {
     /// which is more than they usually take. The facts before a cut are kept, so less saves
     /// tokens and costs facts; more is for models that think before they answer.
     pub max_tokens: Option<u32>,
+    /// How an `https://` server is checked, and what it is shown.
+    pub tls: ClientTlsConfig,
     /// What a million tokens of prompt cost, in any currency.
     pub prompt_token_price: f64,
     /// What a million tokens of answer cost, in the same currency.
@@ -73,6 +76,7 @@ impl Default for OpenAiConfig {
             facts_max: 16,
             entities_per_fact_max: 8,
             max_tokens: None,
+            tls: ClientTlsConfig::default(),
             prompt_token_price: 0.0,
             completion_token_price: 0.0,
         }
@@ -93,6 +97,7 @@ impl fmt::Debug for OpenAiConfig {
             .field("facts_max", &self.facts_max)
             .field("entities_per_fact_max", &self.entities_per_fact_max)
             .field("max_tokens", &self.max_tokens)
+            .field("tls", &self.tls)
             .field("prompt_token_price", &self.prompt_token_price)
             .field("completion_token_price", &self.completion_token_price)
             .finish()
@@ -106,6 +111,11 @@ impl OpenAiConfig {
     /// [`LlmError::Config`], naming the key, what is wrong with it and the fix.
     pub fn validate(&self) -> Result<(), LlmError> {
         check_url("openai.base_url", &self.base_url)?;
+        self.tls.validate(TLS).map_err(|error| tls_error(&error))?;
+        if self.tls.is_set() && !self.base_url.starts_with("https://") {
+            let fix = "begin it with https://, or leave openai.tls out";
+            return Err(config_error("openai.base_url", "speaks no TLS, and openai.tls is set", fix));
+        }
         if self.model.trim().is_empty() {
             return Err(config_error("openai.model", "is empty", "name a model of the server's"));
         }
@@ -169,6 +179,13 @@ impl OpenAiConfig {
         }
         Ok(Some(SecretString::from(text)))
     }
+}
+
+/// Where the settings of TLS stand.
+pub(crate) const TLS: &str = "openai.tls";
+
+pub(crate) fn tls_error(error: &InvalidTls) -> LlmError {
+    config_error(TLS, error.to_string(), "see docs/access.md")
 }
 
 pub(crate) fn config_error(key: &'static str, problem: impl Into<String>, fix: &'static str) -> LlmError {

@@ -1,6 +1,6 @@
 //! One client with limits, and one reading of failures.
 
-use std::{sync::Once, time::Duration};
+use std::time::Duration;
 
 use chrono::DateTime;
 use reqwest::{
@@ -11,7 +11,11 @@ use reqwest::{
 use secrecy::{ExposeSecret, SecretString};
 use waybill_domain::without_echo;
 
-use crate::{LlmError, OpenAiConfig, config::config_error, limits::MAX_ANSWER_BYTES};
+use crate::{
+    LlmError, OpenAiConfig,
+    config::{TLS, config_error, tls_error},
+    limits::MAX_ANSWER_BYTES,
+};
 
 /// How long a connection may take to open. A server that is there answers in far less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,17 +69,15 @@ impl Server {
         let invalid = |problem: String| config_error("openai.base_url", problem, "write http://host:port/v1");
         let url = format!("{}/chat/completions", config.base_url.trim_end_matches('/'));
         let url = Url::parse(&url).map_err(|error| invalid(error.to_string()))?;
-        install_crypto();
-        let mut builder = Client::builder()
+        let tls = config.tls.of(TLS).for_http().map_err(|error| tls_error(&error))?;
+        let client = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(Duration::from_millis(config.timeout_ms))
+            .tls_backend_preconfigured(tls)
             // An API has no reason to redirect, and the key must not follow.
-            .redirect(redirect::Policy::none());
-        if url.scheme() == "http" {
-            // Without TLS the system's certificates are not needed, and a minimal image has none.
-            builder = builder.tls_certs_only([]);
-        }
-        let client = builder.build().map_err(|error| invalid(describe(error)))?;
+            .redirect(redirect::Policy::none())
+            .build()
+            .map_err(|error| invalid(describe(error)))?;
         Ok(Self { client, url, key: config.read_key()? })
     }
 
@@ -209,16 +211,6 @@ fn describe(error: reqwest::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// Chooses the process's TLS implementation, unless somebody has.
-fn install_crypto() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        if rustls::crypto::ring::default_provider().install_default().is_err() {
-            tracing::debug!("a crypto provider was installed before");
-        }
-    });
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
+use waybill_tls::{ClientTlsConfig, InvalidTls};
 
 use crate::{EmbeddingProvider, ModelError, local::LocalProvider, openai::OpenAiProvider, tei::TeiProvider};
 
@@ -132,6 +133,8 @@ pub struct OpenAiConfig {
     pub concurrency: usize,
     /// How long one request may take, connecting included.
     pub timeout_ms: u64,
+    /// How an `https://` server is checked, and what it is shown.
+    pub tls: ClientTlsConfig,
     /// Put in front of each document; some models want `passage: `.
     pub document_prefix: String,
     /// Put in front of each query; some models want `query: `.
@@ -151,6 +154,7 @@ impl Default for OpenAiConfig {
             batch: 64,
             concurrency: 4,
             timeout_ms: 30_000,
+            tls: ClientTlsConfig::default(),
             document_prefix: String::new(),
             query_prefix: String::new(),
         }
@@ -176,6 +180,8 @@ pub struct TeiConfig {
     pub concurrency: usize,
     /// How long one request may take, connecting included.
     pub timeout_ms: u64,
+    /// How an `https://` server is checked, and what it is shown.
+    pub tls: ClientTlsConfig,
     /// Put in front of each document; some models want `passage: `.
     pub document_prefix: String,
     /// Put in front of each query; some models want `query: `.
@@ -193,6 +199,7 @@ impl Default for TeiConfig {
             batch: 32,
             concurrency: 4,
             timeout_ms: 30_000,
+            tls: ClientTlsConfig::default(),
             document_prefix: String::new(),
             query_prefix: String::new(),
         }
@@ -256,6 +263,7 @@ impl LocalConfig {
 impl OpenAiConfig {
     fn validate(&self) -> Result<(), ModelError> {
         check_url("openai.base_url", &self.base_url)?;
+        check_tls("openai.base_url", &self.base_url, OPENAI_TLS, &self.tls)?;
         if self.model.trim().is_empty() {
             return Err(config_error("openai.model", "is empty", "name a model of the server's"));
         }
@@ -280,6 +288,7 @@ impl OpenAiConfig {
 impl TeiConfig {
     fn validate(&self) -> Result<(), ModelError> {
         check_url("tei.base_url", &self.base_url)?;
+        check_tls("tei.base_url", &self.base_url, TEI_TLS, &self.tls)?;
         check_range("tei.batch", self.batch, 1, MAX_BATCH)?;
         check_range("tei.concurrency", self.concurrency, 1, MAX_IN_FLIGHT)?;
         check_timeout("tei.timeout_ms", self.timeout_ms)
@@ -288,6 +297,23 @@ impl TeiConfig {
     pub(crate) fn read_key(&self) -> Result<Option<SecretString>, ModelError> {
         read_key("tei.api_key_file", self.api_key.as_ref(), self.api_key_file.as_ref())
     }
+}
+
+/// Where the settings of TLS stand.
+pub(crate) const OPENAI_TLS: &str = "openai.tls";
+pub(crate) const TEI_TLS: &str = "tei.tls";
+
+pub(crate) fn tls_error(section: &'static str, error: &InvalidTls) -> ModelError {
+    config_error(section, error.to_string(), "see docs/access.md")
+}
+
+fn check_tls(url_key: &'static str, url: &str, section: &'static str, tls: &ClientTlsConfig) -> Result<(), ModelError> {
+    tls.validate(section).map_err(|error| tls_error(section, &error))?;
+    if tls.is_set() && !url.starts_with("https://") {
+        let problem = format!("speaks no TLS, and {section} is set");
+        return Err(config_error(url_key, problem, "begin it with https://, or leave the certificates out"));
+    }
+    Ok(())
 }
 
 pub(crate) fn config_error(key: &'static str, problem: impl Into<String>, fix: &'static str) -> ModelError {

@@ -1,6 +1,6 @@
 //! What the HTTP providers share: one client with limits, and one reading of failures.
 
-use std::{sync::Once, time::Duration};
+use std::time::Duration;
 
 use chrono::DateTime;
 use reqwest::{
@@ -12,8 +12,12 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use waybill_domain::without_echo;
+use waybill_tls::ClientTls;
 
-use crate::{ModelError, config::config_error};
+use crate::{
+    ModelError,
+    config::{config_error, tls_error},
+};
 
 /// How long a connection may take to open. A server that is there answers in far less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,6 +50,7 @@ pub(crate) struct ServerOptions<'a> {
     pub(crate) provider: &'static str,
     pub(crate) base_url: &'a str,
     pub(crate) url_key: &'static str,
+    pub(crate) tls: ClientTls,
     pub(crate) key: Option<SecretString>,
     pub(crate) timeout_ms: u64,
     pub(crate) concurrency: usize,
@@ -57,17 +62,15 @@ impl Server {
         // A base without a slash at its end would lose its last segment in `join`.
         let base = format!("{}/", options.base_url.trim_end_matches('/'));
         let base = Url::parse(&base).map_err(|error| invalid(error.to_string()))?;
-        install_crypto();
-        let mut builder = Client::builder()
+        let tls = options.tls.for_http().map_err(|error| tls_error(options.tls.section(), &error))?;
+        let client = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(Duration::from_millis(options.timeout_ms))
+            .tls_backend_preconfigured(tls)
             // An API has no reason to redirect, and the key must not follow.
-            .redirect(redirect::Policy::none());
-        if base.scheme() == "http" {
-            // Without TLS the system's certificates are not needed, and a minimal image has none.
-            builder = builder.tls_certs_only([]);
-        }
-        let client = builder.build().map_err(|error| invalid(describe(error)))?;
+            .redirect(redirect::Policy::none())
+            .build()
+            .map_err(|error| invalid(describe(error)))?;
         Ok(Self {
             provider: options.provider,
             client,
@@ -272,16 +275,6 @@ fn describe(error: reqwest::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// Chooses the process's TLS implementation, unless somebody has.
-fn install_crypto() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        if rustls::crypto::ring::default_provider().install_default().is_err() {
-            tracing::debug!("a crypto provider was installed before");
-        }
-    });
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::{
     EmbeddingProvider, ModelError, ModelInfo, OpenAiConfig, Purpose,
+    config::OPENAI_TLS,
     http::{Server, ServerOptions, check_vectors},
     provider::Prefixes,
 };
@@ -36,6 +37,7 @@ impl OpenAiProvider {
             provider: "openai",
             base_url: &config.base_url,
             url_key: "openai.base_url",
+            tls: config.tls.of(OPENAI_TLS),
             key: config.read_key()?,
             timeout_ms: config.timeout_ms,
             concurrency: config.concurrency,

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::{
     EmbeddingProvider, ModelError, ModelInfo, Purpose, TeiConfig,
+    config::TEI_TLS,
     http::{Server, ServerOptions, check_vectors},
     provider::Prefixes,
 };
@@ -32,6 +33,7 @@ impl TeiProvider {
             provider: "tei",
             base_url: &config.base_url,
             url_key: "tei.base_url",
+            tls: config.tls.of(TEI_TLS),
             key: config.read_key()?,
             timeout_ms: config.timeout_ms,
             concurrency: config.concurrency,

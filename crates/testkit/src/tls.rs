@@ -118,12 +118,13 @@ pub struct TlsProxy {
 }
 
 impl TlsProxy {
-    /// Starts one at a free port of 127.0.0.1, for gRPC. Its certificate is reloaded.
+    /// Starts one at a free port of 127.0.0.1. Its certificate is reloaded. Whom `config` asks for a
+    /// certificate and who has none gets no connection, whatever it is for.
     ///
     /// # Errors
     /// If no port can be bound, or a file of `config` can't be used.
-    pub async fn start(upstream: SocketAddr, config: &ServerTlsConfig) -> Result<Self> {
-        let tls = ServerTls::load("proxy", config, Serves::Grpc)?.context("name a certificate")?;
+    pub async fn start(upstream: SocketAddr, config: &ServerTlsConfig, serves: Serves) -> Result<Self> {
+        let tls = ServerTls::load("proxy", config, serves)?.context("name a certificate")?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("bind a port")?;
         let addr = listener.local_addr()?;
         let mut tasks = JoinSet::new();
@@ -135,7 +136,11 @@ impl TlsProxy {
                 connections.spawn(async move {
                     // Either side may hang up, or refuse the other: that is what tests are about.
                     let _ended = async {
+                        let asks = tls.asks_callers();
                         let mut client = tls.accept(client).await?;
+                        if asks && client.get_ref().1.peer_certificates().is_none() {
+                            return Ok((0, 0));
+                        }
                         let mut server = TcpStream::connect(upstream).await?;
                         copy_bidirectional(&mut client, &mut server).await
                     }

@@ -4,15 +4,19 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
-use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::files::{InvalidTls, Named, check_pair, is_set, key_of};
+use crate::files::{InvalidTls, Named, check_pair, key_of};
 use crate::provider;
+
+/// A certificate, with those that lead to its root, and its key.
+type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 /// How a client checks a server, and what it shows it. An empty path is none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,32 +110,65 @@ impl ClientTls {
         Named { section: self.section, name, path }
     }
 
-    fn client_config(&self) -> Result<ClientConfig, InvalidTls> {
-        let config = &self.config;
-        let ca = self.file("ca_file", &config.ca_file);
-        let roots = if ca.is_set() { ca.roots()? } else { system_roots() };
-        let builder = ClientConfig::builder_with_provider(provider())
+    fn ca(&self) -> Named<'_> {
+        self.file("ca_file", &self.config.ca_file)
+    }
+
+    fn key(&self) -> Named<'_> {
+        self.file("key_file", &self.config.key_file)
+    }
+
+    /// Returns where its settings stand.
+    #[must_use]
+    pub const fn section(&self) -> &'static str {
+        self.section
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.config.is_set()
+    }
+
+    pub(crate) fn server_name(&self) -> Option<&str> {
+        self.config.server_name()
+    }
+
+    pub(crate) fn builder(&self) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, InvalidTls> {
+        ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
-            .map_err(|error| ca.invalid(error, "report this as a bug"))?
-            .with_root_certificates(roots);
-        if !is_set(&config.cert_file) {
+            .map_err(|error| self.ca().invalid(error, "report this as a bug"))
+    }
+
+    /// Reads who may have signed the server's certificate.
+    pub(crate) fn roots(&self) -> Result<RootCertStore, InvalidTls> {
+        let ca = self.ca();
+        if ca.is_set() { ca.roots() } else { Ok(system_roots()) }
+    }
+
+    /// Reads the certificate to show, with its key. `None` if there is none to be shown.
+    pub(crate) fn identity(&self) -> Option<Result<Identity, InvalidTls>> {
+        let cert = self.file("cert_file", &self.config.cert_file);
+        cert.is_set().then(|| Ok((cert.certificates()?, self.key().private_key()?)))
+    }
+
+    fn client_config(&self) -> Result<ClientConfig, InvalidTls> {
+        let builder = self.builder()?.with_root_certificates(self.roots()?);
+        let Some((chain, key)) = self.identity().transpose()? else {
             return Ok(builder.with_no_client_auth());
-        }
-        let key = self.file("key_file", &config.key_file);
-        let chain = self.file("cert_file", &config.cert_file).certificates()?;
+        };
         builder
-            .with_client_auth_cert(chain, key.private_key()?)
-            .map_err(|error| key.invalid(format_args!("can't be used: {error}"), "name the key of cert_file"))
+            .with_client_auth_cert(chain, key)
+            .map_err(|error| self.key().invalid(format_args!("can't be used: {error}"), "name the key of cert_file"))
     }
 }
 
 /// Says which settings decide about a handshake that has failed.
-fn refused(section: &str, host: &str, error: &dyn std::error::Error) -> io::Error {
+pub(crate) fn refusal(section: &str, host: &str, error: &dyn std::error::Error) -> String {
     let [ca, server, cert] = ["ca_file", "server_name", "cert_file"].map(|name| key_of(section, name));
-    let text = format!(
-        "no TLS with {host}: {error}; check {ca} and {server}, and {cert} if the server asks for a certificate"
-    );
-    io::Error::new(io::ErrorKind::InvalidData, text)
+    format!("no TLS with {host}: {error}; check {ca} and {server}, and {cert} if the server asks for a certificate")
+}
+
+fn refused(section: &str, host: &str, error: &dyn std::error::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, refusal(section, host, error))
 }
 
 /// A connection to a server. In TLS 1.3 a client hears that its certificate is refused after its

@@ -6,6 +6,7 @@
 mod channel;
 mod client;
 mod files;
+mod newest;
 mod server;
 
 pub use channel::{ChannelError, channel, channel_with};

@@ -291,7 +291,7 @@ impl AppConfig {
 
     /// Reads all certificates, keys and authorities, to see that they can be used. Says of each
     /// section whether it has any.
-    pub(crate) fn certificates(&self) -> [(&'static str, Result<bool, ConfigError>); 6] {
+    pub(crate) fn certificates(&self) -> [(&'static str, Result<bool, ConfigError>); 9] {
         let client = |config: &ClientTlsConfig, section| match config.is_set() {
             true => (section, config.of(section).check().map(|()| true).map_err(ConfigError::from)),
             false => (section, Ok(false)),
@@ -303,6 +303,9 @@ impl AppConfig {
             client(&self.redis.tls, "redis.tls"),
             client(&self.qdrant.tls, "qdrant.tls"),
             client(&self.telemetry.tls, "telemetry.tls"),
+            client(&self.embedding.model.openai.tls, "embedding.model.openai.tls"),
+            client(&self.embedding.model.tei.tls, "embedding.model.tei.tls"),
+            client(&self.extraction.openai.tls, "extraction.openai.tls"),
         ]
     }
 }

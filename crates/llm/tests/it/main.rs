@@ -4,3 +4,4 @@
 mod config;
 mod openai;
 mod server;
+mod tls;

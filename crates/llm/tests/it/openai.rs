@@ -11,7 +11,7 @@ use crate::server::{Reply, Request, Server};
 
 const KEY: &str = "sk-very-secret";
 
-fn task() -> ExtractionTask {
+pub(crate) fn task() -> ExtractionTask {
     ExtractionTask {
         text: "Acme was founded in Zürich in 1999.".to_owned(),
         headings: vec!["History".to_owned()],
@@ -20,7 +20,7 @@ fn task() -> ExtractionTask {
     }
 }
 
-fn good() -> String {
+pub(crate) fn good() -> String {
     json!({"facts": [{
         "kind": "founding", "statement": "Acme was founded in 1999.", "subject": "Acme", "predicate": "founded in",
         "object": "1999", "confidence": 0.9, "quote": "founded in Zürich in 1999",
@@ -29,7 +29,7 @@ fn good() -> String {
     .to_string()
 }
 
-fn config(url: &str) -> OpenAiConfig {
+pub(crate) fn config(url: &str) -> OpenAiConfig {
     OpenAiConfig {
         base_url: format!("{url}/v1/"),
         model: "m".to_owned(),

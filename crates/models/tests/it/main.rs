@@ -6,3 +6,4 @@ mod config;
 mod local;
 mod remote;
 mod server;
+mod tls;

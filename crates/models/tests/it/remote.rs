@@ -19,7 +19,7 @@ fn texts(count: usize) -> Vec<String> {
 }
 
 /// Answers as OpenAI does, but in the reverse order.
-fn openai_answer(request: &Request) -> Value {
+pub(crate) fn openai_answer(request: &Request) -> Value {
     let inputs = request.body["input"].as_array().unwrap();
     let data: Vec<Value> = inputs
         .iter()
@@ -38,14 +38,14 @@ fn tei_info() -> Value {
 }
 
 /// Answers as TEI does.
-fn tei_answer(request: &Request) -> Value {
+pub(crate) fn tei_answer(request: &Request) -> Value {
     if request.line.starts_with("GET /info") {
         return tei_info();
     }
     request.body["inputs"].as_array().unwrap().iter().map(vector).collect()
 }
 
-fn openai(url: &str) -> ProviderConfig {
+pub(crate) fn openai(url: &str) -> ProviderConfig {
     let openai = OpenAiConfig {
         base_url: format!("{url}/v1"),
         model: "m".to_owned(),
@@ -56,7 +56,7 @@ fn openai(url: &str) -> ProviderConfig {
     ProviderConfig { kind: ProviderKind::OpenAi, openai, ..ProviderConfig::default() }
 }
 
-fn tei(url: &str) -> ProviderConfig {
+pub(crate) fn tei(url: &str) -> ProviderConfig {
     let tei = TeiConfig { base_url: url.to_owned(), dimensions: Some(3), ..TeiConfig::default() };
     ProviderConfig { kind: ProviderKind::Tei, tei, ..ProviderConfig::default() }
 }

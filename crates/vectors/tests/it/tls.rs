@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use waybill_domain::ErrorClass;
 use waybill_testkit::{Authority, FaultProxy, TlsProxy, eventually};
-use waybill_tls::ClientTlsConfig;
+use waybill_tls::{ClientTlsConfig, Serves};
 use waybill_vectors::{QdrantConfig, VectorError, Vectors};
 
 use crate::store::LocalServer;
@@ -23,7 +23,9 @@ impl Secured {
     async fn start(authority: &Authority, clients: &Authority) -> Self {
         let (server, dir) = (LocalServer::start(), tempfile::tempdir().unwrap());
         let upstream = server.url.strip_prefix("http://").unwrap().parse().unwrap();
-        let tls = TlsProxy::start(upstream, &authority.server(dir.path(), Some(clients)).unwrap()).await.unwrap();
+        let tls = TlsProxy::start(upstream, &authority.server(dir.path(), Some(clients)).unwrap(), Serves::Grpc)
+            .await
+            .unwrap();
         let way = FaultProxy::start(tls.addr()).await.unwrap();
         Self { dir, way, _tls: tls, _server: server }
     }

@@ -25,7 +25,7 @@ const SECRETS: [(&str, &str); 9] = [
 ];
 
 /// Whose certificates stand in Secrets, too: `<name>-ca.crt` and so on.
-const CERTIFIED: [&str; 3] = ["redis", "qdrant", "telemetry"];
+const CERTIFIED: [&str; 5] = ["redis", "qdrant", "telemetry", "embedding", "extraction"];
 
 /// Makes the files that a pod would have under `/etc/waybill`.
 fn mount(folder: &Path) {

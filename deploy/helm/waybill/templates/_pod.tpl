@@ -20,18 +20,33 @@
 {{- end }}
 {{- end -}}
 
-{{/* Those that a service calls with certificates of their own: (root, service). */}}
+{{/* Those that a service calls with certificates of their own, as a list of {file, env, tls}: how their
+files' names and their variables begin, and their values: (root, service). */}}
 {{- define "waybill.tlsParts" -}}
-{{- $values := (index . 0).Values -}}
-{{- $parts := without (index (fromYaml (include "waybill.services" (index . 0))) (index . 1)).stores "database" -}}
+{{- $root := index . 0 -}}
+{{- $service := index . 1 -}}
+{{- $values := $root.Values -}}
+{{- $callees := list -}}
+{{- range without (index (fromYaml (include "waybill.services" $root)) $service).stores "database" -}}
+{{- $callees = append $callees (dict "file" . "env" (upper .) "tls" (index $values .).tls) -}}
+{{- end -}}
 {{- if $values.telemetry.otlpEndpoint -}}
-{{- $parts = append $parts "telemetry" -}}
+{{- $callees = append $callees (dict "file" "telemetry" "env" "TELEMETRY" "tls" $values.telemetry.tls) -}}
 {{- end -}}
-{{- range $parts -}}
-{{- if (index $values .).tls.existingSecret }}
-- {{ . }}
+{{- $model := $values.embedding.model -}}
+{{- if and (eq $service "embedding") (has $model.kind (list "openai" "tei")) -}}
+{{- $callees = append $callees (dict "file" "embedding" "env" (printf "EMBEDDING__MODEL__%s" (upper $model.kind)) "tls" (index $model $model.kind).tls) -}}
+{{- end -}}
+{{- if and (eq $service "extraction") (eq $values.extraction.provider "openai") -}}
+{{- $callees = append $callees (dict "file" "extraction" "env" "EXTRACTION__OPENAI" "tls" $values.extraction.openai.tls) -}}
+{{- end -}}
+{{- $parts := list -}}
+{{- range $callees -}}
+{{- if .tls.existingSecret -}}
+{{- $parts = append $parts . -}}
 {{- end -}}
 {{- end -}}
+{{- toYaml $parts -}}
 {{- end -}}
 
 {{/* The Secrets of a component, as a list of {secret, key, file}: (root, component). One file each
@@ -64,10 +79,10 @@ under /etc/waybill/secrets: unlike variables, files are not inherited, printed o
 {{- $files = append $files (dict "secret" $values.auth.existingSecret "key" $values.auth.serviceKeyKey "file" "service-key") -}}
 {{- end -}}
 {{- range $part := fromYamlArray (include "waybill.tlsParts" .) -}}
-{{- $tls := (index $values $part).tls -}}
+{{- $tls := $part.tls -}}
 {{- range $file, $key := dict "ca.crt" $tls.caKey "tls.crt" $tls.certKey "tls.key" $tls.keyKey -}}
 {{- if $key -}}
-{{- $files = append $files (dict "secret" $tls.existingSecret "key" $key "file" (printf "%s-%s" $part $file)) -}}
+{{- $files = append $files (dict "secret" $tls.existingSecret "key" $key "file" (printf "%s-%s" $part.file $file)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -140,9 +155,13 @@ later would win without a word. */}}
   "otlp-headers" "WAYBILL_TELEMETRY__OTLP_HEADERS_FILE"
   "embedding-api-key" (printf "WAYBILL_EMBEDDING__MODEL__%s__API_KEY_FILE" (upper $values.embedding.model.kind))
   "extraction-api-key" "WAYBILL_EXTRACTION__OPENAI__API_KEY_FILE" -}}
-{{- range $part := list "redis" "qdrant" "telemetry" -}}
+{{- $parts := list -}}
+{{- if ne $component "migrations" -}}
+{{- $parts = fromYamlArray (include "waybill.tlsParts" .) -}}
+{{- end -}}
+{{- range $part := $parts -}}
 {{- range $file, $key := dict "ca.crt" "CA_FILE" "tls.crt" "CERT_FILE" "tls.key" "KEY_FILE" -}}
-{{- $_ := set $variables (printf "%s-%s" $part $file) (printf "WAYBILL_%s__TLS__%s" (upper $part) $key) -}}
+{{- $_ := set $variables (printf "%s-%s" $part.file $file) (printf "WAYBILL_%s__TLS__%s" $part.env $key) -}}
 {{- end -}}
 {{- end -}}
 - name: WAYBILL_LOG
@@ -175,9 +194,9 @@ later would win without a word. */}}
 - name: WAYBILL_TELEMETRY__TRACE_RATIO
   value: {{ $values.telemetry.traceRatio | toString | quote }}
 {{- end }}
-{{- range $part := fromYamlArray (include "waybill.tlsParts" .) }}
-{{- with (index $values $part).tls.serverName }}
-- name: WAYBILL_{{ upper $part }}__TLS__SERVER_NAME
+{{- range $part := $parts }}
+{{- with $part.tls.serverName }}
+- name: WAYBILL_{{ $part.env }}__TLS__SERVER_NAME
   value: {{ . | quote }}
 {{- end }}
 {{- end }}

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use waybill_testkit::{Authority, FaultProxy, Program, TlsProxy, eventually};
-use waybill_tls::ClientTlsConfig;
+use waybill_tls::{ClientTlsConfig, Serves};
 
 use super::rotel::Rotel;
 use crate::place::{Place, UP_LIMIT};
@@ -20,7 +20,8 @@ impl Collector {
     async fn start(dir: &Path, authority: &Authority, clients: &Authority) -> Self {
         let rotel = Rotel::start(dir).await;
         let upstream = rotel.endpoint.strip_prefix("http://").unwrap().parse().unwrap();
-        let tls = TlsProxy::start(upstream, &authority.server(dir, Some(clients)).unwrap()).await.unwrap();
+        let tls =
+            TlsProxy::start(upstream, &authority.server(dir, Some(clients)).unwrap(), Serves::Grpc).await.unwrap();
         let way = FaultProxy::start(tls.addr()).await.unwrap();
         Self { rotel, _tls: tls, way }
     }
