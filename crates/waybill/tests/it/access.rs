@@ -358,19 +358,27 @@ async fn what_goes_on_ends_when_its_key_is_revoked() {
     guarded.ok("/waybill.ingestion.v1.IngestionService/CreateProject", BOOTSTRAP_KEY, r#"{"name": "p"}"#).await;
     let key = guarded.key("leaving", &["--role", "writer", "--concurrent-calls", "2"]).await;
     let begin = |method: &'static str| {
-        let (sender, receiver) = tokio::sync::mpsc::channel::<Vec<u8>>(1);
-        let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(receiver));
-        request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
         let mut client = tonic::client::Grpc::new(guarded.channel(method));
-        let ended = tokio::spawn(async move {
-            client.ready().await.unwrap();
-            let mut answers = client.streaming(request, PathAndQuery::from_static(method), Raw).await?.into_inner();
-            answers.message().await
-        });
-        (sender, ended)
+        let bearer = format!("Bearer {key}");
+        tokio::spawn(async move {
+            loop {
+                let (_open, receiver) = tokio::sync::mpsc::channel::<Vec<u8>>(1);
+                let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(receiver));
+                request.metadata_mut().insert("authorization", bearer.parse().unwrap());
+                client.ready().await.unwrap();
+                let ended = match client.streaming(request, PathAndQuery::from_static(method), Raw).await {
+                    Ok(answers) => answers.into_inner().message().await,
+                    Err(status) => Err(status),
+                };
+                // The question below had its place.
+                if !matches!(&ended, Err(status) if status.code() == Code::ResourceExhausted) {
+                    return ended;
+                }
+            }
+        })
     };
-    let (_request, waits) = begin("/waybill.ingestion.v1.IngestionService/PutSource");
-    let (_requests, answers) = begin("/waybill.ingestion.v1.IngestionService/PutSources");
+    let waits = begin("/waybill.ingestion.v1.IngestionService/PutSource");
+    let answers = begin("/waybill.ingestion.v1.IngestionService/PutSources");
     eventually("both are under way", UP_LIMIT, async || {
         guarded.code(status_of_ingestion(), Some(&key), r#"{"name": "p"}"#).await == Code::ResourceExhausted
     })
