@@ -66,6 +66,21 @@ impl Usage {
         Self { limits, rate, calls: Arc::default() }
     }
 
+    /// Returns where a key's use is counted from now on, given where it was: in the same place, or,
+    /// if its limits have changed, in one that knows of the calls under way.
+    pub(super) fn next(before: Option<&Arc<Self>>, limits: KeyLimits) -> Arc<Self> {
+        match before {
+            Some(usage) if usage.limits == limits => Arc::clone(usage),
+            Some(usage) => Arc::new(Self { calls: Arc::clone(&usage.calls), ..Self::new(limits) }),
+            None => Arc::new(Self::new(limits)),
+        }
+    }
+
+    /// Says whether calls are under way.
+    pub(super) fn has_calls(&self) -> bool {
+        self.calls.load(Ordering::Relaxed) > 0
+    }
+
     pub(super) fn limits(&self) -> KeyLimits {
         self.limits
     }

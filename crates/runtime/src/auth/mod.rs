@@ -300,14 +300,8 @@ impl Keys {
             let text = "keys can't be checked for now, as the database does not answer: try again";
             Denied { status: status::unavailable("KEYS_UNAVAILABLE", text, Some(LOOKUP_RETRY)), reason: UNAVAILABLE }
         })?;
-        let known = record.map(|record| {
-            let limits = record.limits.or(self.defaults);
-            let same = self.cache.usage(hash).filter(|usage| usage.limits() == limits);
-            let usage = same.unwrap_or_else(|| Arc::new(Usage::new(limits)));
-            Known { caller: record.caller, state: record.state, usage }
-        });
-        self.cache.put(*hash, asked_at, known.clone());
-        Ok(known)
+        let record = record.map(|record| KeyRecord { limits: record.limits.or(self.defaults), ..record });
+        Ok(self.cache.put(*hash, asked_at, record))
     }
 }
 

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::bail;
 use prost_reflect::ReflectMessage;
+use tokio::sync::Barrier;
 use tonic_types::StatusExt as _;
 
 use super::*;
@@ -17,6 +18,8 @@ struct Store {
     asked: AtomicUsize,
     is_away: Mutex<bool>,
     known: Mutex<HashMap<[u8; 32], KeyRecord>>,
+    /// Where questions wait for each other, if they do.
+    meet: Option<Barrier>,
 }
 
 #[async_trait]
@@ -25,6 +28,9 @@ impl KeySource for Store {
         self.asked.fetch_add(1, Ordering::Relaxed);
         if *self.is_away.lock().unwrap() {
             bail!("nobody answers at postgres://me:hunter2@db");
+        }
+        if let Some(meet) = &self.meet {
+            meet.wait().await;
         }
         Ok(self.known.lock().unwrap().get(hash).cloned())
     }
@@ -35,6 +41,11 @@ impl Store {
         let caller = Caller::new("somebody", Some("abcdefgh"), role, None);
         let record = KeyRecord { caller, state, limits: KeyLimits::default() };
         self.known.lock().unwrap().insert(key::hash(key), record);
+    }
+
+    fn limit(&self, key: &str, concurrent_calls: u32) {
+        let limits = KeyLimits { concurrent_calls: Some(concurrent_calls), ..KeyLimits::default() };
+        self.known.lock().unwrap().get_mut(&key::hash(key)).unwrap().limits = limits;
     }
 
     fn asked(&self) -> usize {
@@ -122,16 +133,43 @@ async fn what_goes_on_outlasts_the_store_but_not_its_key() {
 #[tokio::test]
 async fn a_limit_holds_across_questions_to_the_store() {
     let store = Arc::new(Store::default());
-    let caller = Caller::new("somebody", None, Role::Writer, None);
-    let limits = KeyLimits { concurrent_calls: Some(1), ..KeyLimits::default() };
-    let record = KeyRecord { caller, state: KeyState::Active, limits };
-    store.known.lock().unwrap().insert(key::hash("key"), record);
+    store.add("key", Role::Writer, KeyState::Active);
+    store.limit("key", 1);
     let guard = guard(&store, Duration::ZERO);
     let first = admit(&guard, PUT, Some(&access(Role::Writer)), "key").await.unwrap();
     let denied = admit(&guard, PUT, Some(&access(Role::Writer)), "key").await.unwrap_err();
     assert_eq!(denied.reason, "concurrency");
     drop(first);
     admit(&guard, PUT, Some(&access(Role::Writer)), "key").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_limit_that_is_lowered_knows_of_the_calls_under_way() {
+    let store = Arc::new(Store::default());
+    store.add("key", Role::Writer, KeyState::Active);
+    store.limit("key", 2);
+    let guard = guard(&store, Duration::ZERO);
+    let first = admit(&guard, PUT, Some(&access(Role::Writer)), "key").await.unwrap();
+    store.limit("key", 1);
+    let denied = admit(&guard, PUT, Some(&access(Role::Writer)), "key").await.unwrap_err();
+    assert_eq!(denied.reason, "concurrency");
+    drop(first);
+    admit(&guard, PUT, Some(&access(Role::Writer)), "key").await.unwrap();
+}
+
+/// Both ask the store before either has its answer.
+#[tokio::test]
+async fn of_first_calls_at_once_all_count() {
+    let store = Arc::new(Store { meet: Some(Barrier::new(2)), ..Store::default() });
+    store.add("key", Role::Writer, KeyState::Active);
+    store.limit("key", 2);
+    let guard = guard(&store, Duration::from_secs(3_600));
+    let access = access(Role::Writer);
+    let call = || admit(&guard, PUT, Some(&access), "key");
+    let (first, second) = tokio::join!(call(), call());
+    assert_eq!(store.asked(), 2);
+    let _under_way = (first.unwrap(), second.unwrap());
+    assert_eq!(call().await.unwrap_err().reason, "concurrency");
 }
 
 #[tokio::test]
