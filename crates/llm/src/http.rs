@@ -10,6 +10,7 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use waybill_domain::without_echo;
+use waybill_tls::ClientTls;
 
 use crate::{
     LlmError, OpenAiConfig,
@@ -38,6 +39,7 @@ const FORMAT_WORDS: [&[u8]; 3] = [b"response_format", b"schema", b"grammar"];
 pub(crate) struct Server {
     client: Client,
     url: Url,
+    tls: ClientTls,
     key: Option<SecretString>,
 }
 
@@ -69,16 +71,17 @@ impl Server {
         let invalid = |problem: String| config_error("openai.base_url", problem, "write http://host:port/v1");
         let url = format!("{}/chat/completions", config.base_url.trim_end_matches('/'));
         let url = Url::parse(&url).map_err(|error| invalid(error.to_string()))?;
-        let tls = config.tls.of(TLS).for_http().map_err(|error| tls_error(&error))?;
+        let tls = config.tls.of(TLS);
+        let for_http = tls.for_http().map_err(|error| tls_error(&error))?;
         let client = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(Duration::from_millis(config.timeout_ms))
-            .tls_backend_preconfigured(tls)
+            .tls_backend_preconfigured(for_http)
             // An API has no reason to redirect, and the key must not follow.
             .redirect(redirect::Policy::none())
             .build()
-            .map_err(|error| invalid(describe(error)))?;
-        Ok(Self { client, url, key: config.read_key()? })
+            .map_err(|error| invalid(describe(error, &tls)))?;
+        Ok(Self { client, url, tls, key: config.read_key()? })
     }
 
     /// Sends a request and returns the body of a good answer.
@@ -87,11 +90,11 @@ impl Server {
         if let Some(key) = &self.key {
             request = request.header(AUTHORIZATION, bearer(key)?);
         }
-        let response = request.send().await.map_err(broken)?;
+        let response = request.send().await.map_err(|error| self.broken(error))?;
         if !response.status().is_success() {
             return Err(self.refused(response, body).await);
         }
-        Ok(read(response, MAX_ANSWER_BYTES).await?)
+        Ok(self.read(response, MAX_ANSWER_BYTES).await?)
     }
 
     /// Makes the error for an answer that arrived whole but cannot be used.
@@ -108,7 +111,7 @@ impl Server {
         {
             return LlmError::Throttled { retry_after }.into();
         }
-        let body = read(response, MAX_ERROR_BYTES).await.unwrap_or_default();
+        let body = self.read(response, MAX_ERROR_BYTES).await.unwrap_or_default();
         let message = without_echo(self.error_message(&body), texts(sent));
         if status.is_server_error() || is_passing(status) {
             return LlmError::Unavailable(format!("status {status}: {message}")).into();
@@ -142,6 +145,28 @@ impl Server {
             None => text.to_owned(),
         }
     }
+
+    async fn read(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, LlmError> {
+        if response.content_length().is_some_and(|length| length > limit as u64) {
+            return Err(LlmError::TooLarge);
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.broken(error))? {
+            if body.len() + chunk.len() > limit {
+                return Err(LlmError::TooLarge);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    /// Reads a failure on the way: no connection, a broken one, no answer in time.
+    fn broken(&self, error: reqwest::Error) -> LlmError {
+        if error.is_timeout() {
+            return LlmError::Timeout;
+        }
+        LlmError::Unavailable(describe(error, &self.tls))
+    }
 }
 
 fn bearer(key: &SecretString) -> Result<HeaderValue, LlmError> {
@@ -149,28 +174,6 @@ fn bearer(key: &SecretString) -> Result<HeaderValue, LlmError> {
         .map_err(|_invalid| config_error("openai.api_key", "does not fit into a header", "check the key"))?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-async fn read(mut response: Response, limit: usize) -> Result<Vec<u8>, LlmError> {
-    if response.content_length().is_some_and(|length| length > limit as u64) {
-        return Err(LlmError::TooLarge);
-    }
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(broken)? {
-        if body.len() + chunk.len() > limit {
-            return Err(LlmError::TooLarge);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
-}
-
-/// Reads a failure on the way: no connection, a broken one, no answer in time.
-fn broken(error: reqwest::Error) -> LlmError {
-    if error.is_timeout() {
-        return LlmError::Timeout;
-    }
-    LlmError::Unavailable(describe(error))
 }
 
 fn contains(body: &[u8], word: &[u8]) -> bool {
@@ -200,8 +203,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
-/// Writes an error with its causes, without the URL.
-fn describe(error: reqwest::Error) -> String {
+/// Writes an error with its causes, without the URL, and which settings to look at.
+fn describe(error: reqwest::Error, tls: &ClientTls) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
@@ -209,6 +212,10 @@ fn describe(error: reqwest::Error) -> String {
         text.push_str(": ");
         text.push_str(&cause.to_string());
         source = cause.source();
+    }
+    if let Some(hint) = tls.hint(&error) {
+        text.push_str("; ");
+        text.push_str(&hint);
     }
     text
 }

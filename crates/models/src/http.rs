@@ -40,6 +40,7 @@ pub(crate) struct Server {
     provider: &'static str,
     client: Client,
     base: Url,
+    tls: ClientTls,
     key: Option<SecretString>,
     timeout_ms: u64,
     slots: Semaphore,
@@ -70,11 +71,12 @@ impl Server {
             // An API has no reason to redirect, and the key must not follow.
             .redirect(redirect::Policy::none())
             .build()
-            .map_err(|error| invalid(describe(error)))?;
+            .map_err(|error| invalid(describe(error, &options.tls)))?;
         Ok(Self {
             provider: options.provider,
             client,
             base,
+            tls: options.tls,
             key: options.key,
             timeout_ms: options.timeout_ms,
             slots: Semaphore::new(options.concurrency),
@@ -159,7 +161,7 @@ impl Server {
         if error.is_timeout() {
             return ModelError::Timeout { provider: self.provider, timeout_ms: self.timeout_ms };
         }
-        self.unavailable(describe(error))
+        self.unavailable(describe(error, &self.tls))
     }
 
     /// Reads a status that is not 2xx.
@@ -264,8 +266,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
-/// Writes an error with its causes, without the URL.
-fn describe(error: reqwest::Error) -> String {
+/// Writes an error with its causes, without the URL, and which settings to look at.
+fn describe(error: reqwest::Error, tls: &ClientTls) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
@@ -273,6 +275,10 @@ fn describe(error: reqwest::Error) -> String {
         text.push_str(": ");
         text.push_str(&cause.to_string());
         source = cause.source();
+    }
+    if let Some(hint) = tls.hint(&error) {
+        text.push_str("; ");
+        text.push_str(&hint);
     }
     text
 }

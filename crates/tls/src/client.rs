@@ -124,6 +124,14 @@ impl ClientTls {
         self.section
     }
 
+    /// Names the settings to look at if `error` comes of a server that broke off the handshake, as
+    /// one does that refuses our certificate. For clients that make their own connections.
+    #[must_use]
+    pub fn hint(&self, error: &(dyn std::error::Error + 'static)) -> Option<String> {
+        let [cert, key] = ["cert_file", "key_file"].map(|name| key_of(self.section, name));
+        is_alert(error).then(|| format!("the server refuses us; check {cert} and {key}"))
+    }
+
     pub(crate) fn is_set(&self) -> bool {
         self.config.is_set()
     }
@@ -165,6 +173,20 @@ impl ClientTls {
 pub(crate) fn refusal(section: &str, host: &str, error: &dyn std::error::Error) -> String {
     let [ca, server, cert] = ["ca_file", "server_name", "cert_file"].map(|name| key_of(section, name));
     format!("no TLS with {host}: {error}; check {ca} and {server}, and {cert} if the server asks for a certificate")
+}
+
+/// Says whether the other side broke a connection off by an alert of TLS.
+fn is_alert(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(rustls::Error::AlertReceived(_)) = error.downcast_ref() {
+            return true;
+        }
+        // What an `io::Error` holds is not among its sources.
+        let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = held.map(|held| held as &(dyn std::error::Error + 'static)).or_else(|| error.source());
+    }
+    false
 }
 
 fn refused(section: &str, host: &str, error: &dyn std::error::Error) -> io::Error {

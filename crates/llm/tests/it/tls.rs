@@ -57,6 +57,12 @@ async fn either_side_trusts_whom_its_settings_name() {
         let error = secured.ask(&ours, shown).await.unwrap_err();
         assert_eq!(error.class(), ErrorClass::Transient, "{error}");
     }
+    // Unless the connection is gone before the server's word of it is read.
+    eventually("the error names what the server does not like", PATIENCE, async || {
+        let error = secured.ask(&ours, Some(&other)).await.unwrap_err().to_string();
+        error.contains("openai.tls.cert_file")
+    })
+    .await;
 }
 
 #[tokio::test]
