@@ -5,6 +5,7 @@ use std::{sync::Arc, sync::atomic::Ordering};
 use uuid::Uuid;
 use waybill_domain::{ErrorClass, SinkName};
 use waybill_outbox::{BreakerState, EngineConfig};
+use waybill_runtime::Signals;
 use waybill_storage::failures::{self, Disposal, LetterFilter};
 use waybill_storage::pauses;
 use waybill_testkit::{TestDb, eventually, psql};
@@ -34,10 +35,16 @@ async fn poisoned(count: u32, class: ErrorClass) -> (TestDb, Arc<Shown>, Uuid) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_refused_for_good_is_a_dead_letter_until_a_redrive_delivers_it() {
     let (db, shown, key) = poisoned(200, ErrorClass::Permanent).await;
-    let engine = Running::start(&db.url, &shown, config());
+    let (signals, scrape) = Signals::measured().unwrap();
+    let engine = Running::start_measured(&db.url, &shown, config(), &signals);
     count_is(&db.url, LETTERS, 1).await;
     wait_until_closed(&db.url).await;
     assert_eq!(shown.points().len(), 199, "nothing else is held up");
+    let given_up = |times: u32| {
+        let series = r#"waybill_relay_deliveries_total{class="permanent",outcome="dead",sink="qdrant"}"#;
+        scrape.render().unwrap().contains(&format!("{series} {times}\n"))
+    };
+    assert!(given_up(1), "{}", scrape.render().unwrap());
     let store = database(&db.url);
     let all = LetterFilter::default();
     let letters = failures::letters(&store, &all, None, 10).await.unwrap();
@@ -47,6 +54,7 @@ async fn a_key_refused_for_good_is_a_dead_letter_until_a_redrive_delivers_it() {
     assert_eq!(failures::dispose(&store, &all, Disposal::Redrive, 10).await.unwrap(), 1);
     let another = format!("SELECT count(*) FROM dead_letter WHERE id <> '{}'", letters[0].id);
     count_is(&db.url, &another, 1).await;
+    assert!(given_up(2), "{}", scrape.render().unwrap());
 
     shown.poison.lock().unwrap().clear();
     let (first, second) = tokio::join!(

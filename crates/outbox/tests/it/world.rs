@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use waybill_domain::{ErrorClass, Kind, RelayId, SinkName};
 use waybill_outbox::{DeliveryError, Engine, EngineConfig, Key, Permit, Sink, Stats, Wake};
+use waybill_runtime::Signals;
 use waybill_storage::{Db, DbConfig, points, settle::Confirmed};
 use waybill_testkit::psql;
 
@@ -178,10 +179,15 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(url: &str, shared: &Arc<Shown>, config: EngineConfig) -> Self {
+        Self::start_measured(url, shared, config, &Signals::default())
+    }
+
+    /// Starts one that says what it does.
+    pub(crate) fn start_measured(url: &str, shared: &Arc<Shown>, config: EngineConfig, signals: &Signals) -> Self {
         let db = database(url);
         let id = RelayId::generate();
         let sink = MemorySink { db: db.clone(), shared: Arc::clone(shared) };
-        let engine = Engine::new(db, Arc::new(sink), config, id);
+        let engine = Engine::new(db, Arc::new(sink), config, id).measured(&signals.meter);
         let (soft, hard) = (CancellationToken::new(), CancellationToken::new());
         let stats = engine.stats();
         let task = tokio::spawn(engine.run(Wake::default(), soft.clone(), hard.clone()));
