@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::Stream;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -18,6 +19,13 @@ use waybill_tls::ServerTls;
 /// Callers share connections, so this is far above any sound use and below the 1,024 file
 /// descriptors that many systems give a process. Further callers wait in the accept queue.
 const MAX_CONNECTIONS: usize = 768;
+
+/// When a connection that says nothing is asked whether its peer is still there, how often, and for
+/// how long at the most. gRPC asks by itself and sooner; who scrapes metrics and vanishes would hold
+/// its place for ever.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_RETRIES: u32 = 4;
 
 /// After a failed accept (out of file descriptors, mostly): trying at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -57,6 +65,8 @@ async fn accept(listener: &TcpListener) -> TcpStream {
                 // Answers are small and somebody waits for each. A peer that has gone
                 // already fails here and again at its first read, where it is dealt with.
                 let _ = stream.set_nodelay(true);
+                let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_RETRIES));
                 return stream;
             }
             Err(error) => {
@@ -171,5 +181,23 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         poll_transport!(self, cx, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_vanishes_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut connections = Box::pin(incoming(listener, None, CancellationToken::new()));
+        let connection = connections.next().await.unwrap().unwrap();
+        let Transport::Plain(stream) = &connection.stream else { panic!("nobody asked for TLS") };
+        assert!(SockRef::from(stream).keepalive().unwrap());
+        assert_eq!(SockRef::from(stream).tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
     }
 }
