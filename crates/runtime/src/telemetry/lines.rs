@@ -20,7 +20,7 @@ use crate::trace::RequestId;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct JsonLines;
 
-/// Lines for people, with `request_id` at the end inside a call.
+/// Lines for people, with `request_id` and `trace_id` at the end inside a call.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HumanLines;
 
@@ -79,8 +79,12 @@ where
         SystemTime.format_time(&mut writer)?;
         write!(writer, " {colour}{level:>5}{plain} ")?;
         context.field_format().format_fields(writer.by_ref(), event)?;
-        if let Some(request) = Place::here().request {
+        let place = Place::here();
+        if let Some(request) = place.request {
             write!(writer, " request_id={request}")?;
+        }
+        if let Some(span) = place.span {
+            write!(writer, " trace_id={}", span.trace_id())?;
         }
         writeln!(writer)
     }

@@ -58,12 +58,16 @@ async fn machines_get_ids_in_fields() {
 }
 
 #[tokio::test]
-async fn people_get_the_request() {
+async fn people_get_the_ids_at_the_end() {
     let lines = Lines::default();
     let _guard = subscribe(&lines, false);
     panic_in_a_call().await;
     let panicked = lines.with("handler panicked");
-    assert!(panicked[0].ends_with("request_id=r-7") && panicked[0].contains("ERROR"), "{panicked:?}");
+    assert!(panicked[0].ends_with(&format!("request_id=r-7 trace_id={TRACE}")), "{panicked:?}");
+    assert!(panicked[0].contains("ERROR"), "{panicked:?}");
+
+    tracing::warn!("outside");
+    assert!(lines.with("outside")[0].ends_with("outside"), "{:?}", lines.with("outside"));
 }
 
 #[tokio::test]

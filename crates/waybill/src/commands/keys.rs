@@ -177,9 +177,9 @@ async fn revoke(prefix: &str, database: &DatabaseArgs) -> anyhow::Result<()> {
     let mut out = Out::new();
     let name = text::one_line(&name);
     match is_new {
-        true => {
-            out.line(format_args!("revoked {named} ({name}): within auth.cache_ms, 5 s, nobody is let in with it"))?
-        }
+        true => out.line(format_args!(
+            "revoked {named} ({name}): within auth.cache_ms (5 s if it is not set) nobody is let in with it"
+        ))?,
         false => out.line(format_args!("{named} ({name}) was revoked already"))?,
     }
     out.flush()
