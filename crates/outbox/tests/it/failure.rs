@@ -40,11 +40,14 @@ async fn a_key_refused_for_good_is_a_dead_letter_until_a_redrive_delivers_it() {
     count_is(&db.url, LETTERS, 1).await;
     wait_until_closed(&db.url).await;
     assert_eq!(shown.points().len(), 199, "nothing else is held up");
-    let given_up = |times: u32| {
-        let series = r#"waybill_relay_deliveries_total{class="permanent",outcome="dead",sink="qdrant"}"#;
-        scrape.render().unwrap().contains(&format!("{series} {times}\n"))
+    // Counted when it is decided, so once more where a lane was lost before it was written.
+    let given_up = || -> u64 {
+        let series = r#"waybill_relay_deliveries_total{class="permanent",outcome="dead",sink="qdrant"} "#;
+        let scrape = scrape.render().unwrap();
+        scrape.lines().find_map(|line| line.strip_prefix(series)).expect("it is told from the start").parse().unwrap()
     };
-    assert!(given_up(1), "{}", scrape.render().unwrap());
+    let once = given_up();
+    assert!(once >= 1);
     let store = database(&db.url);
     let all = LetterFilter::default();
     let letters = failures::letters(&store, &all, None, 10).await.unwrap();
@@ -54,7 +57,7 @@ async fn a_key_refused_for_good_is_a_dead_letter_until_a_redrive_delivers_it() {
     assert_eq!(failures::dispose(&store, &all, Disposal::Redrive, 10).await.unwrap(), 1);
     let another = format!("SELECT count(*) FROM dead_letter WHERE id <> '{}'", letters[0].id);
     count_is(&db.url, &another, 1).await;
-    assert!(given_up(2), "{}", scrape.render().unwrap());
+    assert!(given_up() > once);
 
     shown.poison.lock().unwrap().clear();
     let (first, second) = tokio::join!(
