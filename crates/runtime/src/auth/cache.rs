@@ -156,6 +156,16 @@ mod tests {
     }
 
     #[test]
+    fn answers_to_questions_that_were_asked_at_once_share_a_count() {
+        let cache = Cache::new(Duration::from_secs(3_600));
+        let asked_at = Instant::now();
+        let first = cache.put(hash(0), asked_at, record(KeyState::Active)).unwrap();
+        let second = cache.put(hash(0), asked_at, record(KeyState::Active)).unwrap();
+        let _under_way = first.usage.admit().unwrap();
+        assert_eq!(second.usage.admit().unwrap_err().1, "concurrency");
+    }
+
+    #[test]
     fn an_answer_that_was_overtaken_changes_nothing() {
         let cache = Cache::new(Duration::from_secs(3_600));
         let asked_at = Instant::now();

@@ -43,7 +43,8 @@ impl Store {
         self.known.lock().unwrap().insert(key::hash(key), record);
     }
 
-    fn limit(&self, key: &str, concurrent_calls: u32) {
+    fn add_limited(&self, key: &str, concurrent_calls: u32) {
+        self.add(key, Role::Writer, KeyState::Active);
         let limits = KeyLimits { concurrent_calls: Some(concurrent_calls), ..KeyLimits::default() };
         self.known.lock().unwrap().get_mut(&key::hash(key)).unwrap().limits = limits;
     }
@@ -133,8 +134,7 @@ async fn what_goes_on_outlasts_the_store_but_not_its_key() {
 #[tokio::test]
 async fn a_limit_holds_across_questions_to_the_store() {
     let store = Arc::new(Store::default());
-    store.add("key", Role::Writer, KeyState::Active);
-    store.limit("key", 1);
+    store.add_limited("key", 1);
     let guard = guard(&store, Duration::ZERO);
     let first = admit(&guard, PUT, Some(&access(Role::Writer)), "key").await.unwrap();
     let denied = admit(&guard, PUT, Some(&access(Role::Writer)), "key").await.unwrap_err();
@@ -146,11 +146,10 @@ async fn a_limit_holds_across_questions_to_the_store() {
 #[tokio::test]
 async fn a_limit_that_is_lowered_knows_of_the_calls_under_way() {
     let store = Arc::new(Store::default());
-    store.add("key", Role::Writer, KeyState::Active);
-    store.limit("key", 2);
+    store.add_limited("key", 2);
     let guard = guard(&store, Duration::ZERO);
     let first = admit(&guard, PUT, Some(&access(Role::Writer)), "key").await.unwrap();
-    store.limit("key", 1);
+    store.add_limited("key", 1);
     let denied = admit(&guard, PUT, Some(&access(Role::Writer)), "key").await.unwrap_err();
     assert_eq!(denied.reason, "concurrency");
     drop(first);
@@ -161,8 +160,7 @@ async fn a_limit_that_is_lowered_knows_of_the_calls_under_way() {
 #[tokio::test]
 async fn of_first_calls_at_once_all_count() {
     let store = Arc::new(Store { meet: Some(Barrier::new(2)), ..Store::default() });
-    store.add("key", Role::Writer, KeyState::Active);
-    store.limit("key", 2);
+    store.add_limited("key", 2);
     let guard = guard(&store, Duration::from_secs(3_600));
     let access = access(Role::Writer);
     let call = || admit(&guard, PUT, Some(&access), "key");
